@@ -1,0 +1,98 @@
+// Package blockdev is the contract between an image and the kernel: an
+// [Attacher] makes a block device that the calling process itself serves from
+// an [Image].
+//
+// Invariants, which devtest checks for every backend:
+//
+//	I-DEV-1  A completed flush covers every write answered before the flush was sent.
+//	I-DEV-2  Detach returns only when no request is in flight and none can come.
+//	I-DEV-3  Never two servers on one device.
+//	I-DEV-4  After a failed Attach nothing is left: no device, connection, descriptor or goroutine.
+//	I-DEV-5  No thread of a serving process makes a call that can wait on a device it serves.
+//	I-DEV-6  Serving a request allocates no memory that the request itself may be needed to free.
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// Image is what a device serves. All methods may be called from several
+// goroutines at once. Offsets and lengths are multiples of LogicalSectorSize.
+type Image interface {
+	io.ReaderAt
+	io.WriterAt
+	// WriteZeroes makes the range read zero and keeps its space where the
+	// image has space for it.
+	WriteZeroes(off, n int64) error
+	// Discard makes the range read zero; its space may be freed.
+	Discard(off, n int64) error
+	// Flush makes every write that has returned survive a power cut.
+	Flush() error
+	// Size in bytes. It may grow while the image is served; see Device.Resize.
+	Size() int64
+	LogicalSectorSize() int
+	PhysicalSectorSize() int
+	ReadOnly() bool
+}
+
+// Pinner is an Image whose payload a backend may read and write itself, on
+// the image's own descriptor.
+type Pinner interface {
+	// Pin says where in the image file a range lies, if it lies in one
+	// allocated stretch. It never blocks, allocates or does I/O: ok false
+	// means that the request goes through ReadAt or WriteAt. The range stays
+	// where it is until Unpin(pin).
+	Pin(write bool, off, n int64) (fileOff int64, pin uint32, ok bool)
+	Unpin(pin uint32)
+	// Descriptor is the one all I/O of the image uses; align is what offset,
+	// length and memory of I/O on it must be a multiple of (1: anything). A
+	// negative fd means that there is none and Pin never answers ok.
+	Descriptor() (fd int, align int)
+}
+
+// The errors a caller can act on.
+var (
+	// ErrBusy: something still uses the device (mounted, opened). Detach it there first.
+	ErrBusy = errors.New("device is in use")
+	// ErrUnavailable: this kernel or container cannot run the backend.
+	ErrUnavailable = errors.New("block backend is not available here")
+)
+
+// Config says what to attach.
+type Config struct {
+	// ID names the volume. Two live devices never share one.
+	ID string
+	// Image is served until Detach returns; the caller closes it afterwards.
+	Image Image
+	// QueueDepth is how many requests are served at once; 0: the backend's default.
+	QueueDepth int
+}
+
+// Attacher makes devices of one kind.
+type Attacher interface {
+	// Name is the backend's name, as --backend takes it.
+	Name() string
+	Attach(ctx context.Context, c Config) (Device, error)
+	// Teardown removes what a server that is no more left behind for a volume:
+	// dead devices and connections. Nothing there is success. It never touches
+	// a device that it cannot prove to be this volume's, nor one this process
+	// serves. ErrBusy: still mounted or open.
+	Teardown(ctx context.Context, id string) error
+}
+
+// Device is a live block device.
+type Device interface {
+	// Path of the device node, /dev/loop7.
+	Path() string
+	// Resize tells the kernel the image's present size.
+	Resize(ctx context.Context) error
+	// Detach waits for requests in flight and removes the device. ErrBusy: it
+	// is still in use and stays attached and served.
+	Detach(ctx context.Context) error
+	// Done is closed when serving has ended, for whatever reason; Err says why
+	// (nil after Detach).
+	Done() <-chan struct{}
+	Err() error
+}

@@ -1,0 +1,76 @@
+package vhdx
+
+// OpenOptions says how to open an image. The zero value opens it writable and
+// replays its log.
+type OpenOptions struct {
+	// ReadOnly writes nothing to the file: a dirty log is applied in memory.
+	ReadOnly bool
+	// RefuseDirty answers ErrLogReplayRequired instead of replaying a log.
+	RefuseDirty bool
+	// Journal outlives the process; see [Journal]. Nil: none.
+	Journal Journal
+	// GrowthStep is by how many bytes the file grows ahead of use, rounded up
+	// to whole MiB and at least one block. 0: 64 MiB.
+	GrowthStep int64
+
+	omit barriers // test switch: barriers that are left out
+}
+
+// CreateOptions says what to create. Zero means: the default.
+type CreateOptions struct {
+	// Size of the virtual disk in bytes: a multiple of the logical sector
+	// size, more than 0 and at most 64 TiB.
+	Size int64
+	// Fixed allocates every block at once, space included.
+	Fixed bool
+	// BlockSize in bytes, 1 to 256 MiB, a power of two; rounded up where off.
+	// 0: by size, as QEMU chooses (8 MiB up to 1 GiB, 16 MiB up to 100 GiB,
+	// 32 MiB up to 32 TiB, 64 MiB above).
+	BlockSize int64
+	// LogSize in bytes, rounded up to whole MiB. 0: 1 MiB.
+	LogSize int64
+	// LogicalSectorSize and PhysicalSectorSize: 512 or 4096. 0: 512 and 4096.
+	LogicalSectorSize  int
+	PhysicalSectorSize int
+	// Creator goes into the file identifier, at most 255 UTF-16 units. "":
+	// this package's name.
+	Creator string
+	// Progress, if set, is told how many bytes of a fixed image have their space.
+	Progress func(done, total int64)
+}
+
+// Created says what Create made of the options.
+type Created struct {
+	// Options with every default filled in and every value rounded.
+	Options CreateOptions
+	// Adjusted tells, a sentence each, which given values were rounded and to what.
+	Adjusted []string
+}
+
+// Info describes an open image.
+type Info struct {
+	File               string
+	Creator            string
+	VirtualSize        int64
+	FileSize           int64
+	BlockSize          int64
+	LogicalSectorSize  int
+	PhysicalSectorSize int
+	Fixed              bool // LeaveBlocksAllocated
+	HasParent          bool
+	LogSize            int64
+	DiskID             string // Page 83 data
+	FileWriteGUID      string
+	DataWriteGUID      string
+	PayloadBlocks      int64 // of the virtual disk
+	AllocatedBlocks    int64 // with space in the file
+	// Replay of the log at open; Entries 0: the log was clean.
+	Replay ReplayInfo
+}
+
+// ReplayInfo says what the replay of a log at open did.
+type ReplayInfo struct {
+	Entries int
+	Pages   int   // data descriptors applied
+	Zeroed  int64 // bytes of zero descriptors
+}
