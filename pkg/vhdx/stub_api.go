@@ -35,10 +35,10 @@ func (im *Image) PhysicalSectorSize() int                  { panic("stub") }
 func (im *Image) ReadOnly() bool                           { panic("stub") }
 func (im *Image) Info() Info                               { panic("stub") }
 
-// Blank reports whether no block of the virtual disk has ever held data: every
-// payload block of a dynamic image is unallocated. False for fixed images,
-// whose blocks always have space.
-func (im *Image) Blank() bool { panic("stub") }
+// Blank reports whether the virtual disk provably holds nothing but zeros: no
+// payload block is allocated, or those that are hold only holes or zeros (read
+// and compared, holes skipped).
+func (im *Image) Blank() (bool, error) { panic("stub") }
 
 // Poisoned returns the first failure that made the image refuse writes, or nil.
 func (im *Image) Poisoned() error { panic("stub") }
