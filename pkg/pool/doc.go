@@ -1,0 +1,2 @@
+// Package pool keeps volumes as files in a shared directory.
+package pool

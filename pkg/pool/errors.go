@@ -1,0 +1,100 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The errors a caller can act on. Every error of this package wraps at most
+// one of them; the text names the volume or file and the way out.
+var (
+	// ErrNotFound: no volume has this id. Malformed ids and ids of pools this
+	// process does not serve are included.
+	ErrNotFound = errors.New("volume not found")
+	// ErrConflict: a volume of this name exists with another size or other parameters.
+	ErrConflict = errors.New("a volume of this name exists and differs")
+	// ErrNoSpace: the pool's policy or its filesystem has no room. Always a [*SpaceError].
+	ErrNoSpace = errors.New("not enough room in the pool")
+	// ErrInvalid: an argument that can never work.
+	ErrInvalid = errors.New("invalid argument")
+	// ErrOutOfRange: a size that no volume can have: not between required and
+	// limit once rounded to sectors, or above the format's largest.
+	ErrOutOfRange = errors.New("size is out of range")
+	// ErrInUse: the image is open somewhere, or the volume is attached.
+	ErrInUse = errors.New("volume is in use")
+	// ErrAttachedElsewhere: another node has the volume. Always an [*AttachedError].
+	ErrAttachedElsewhere = errors.New("volume is attached to another node")
+	// ErrIncompatible: attached to this very node, but with the other readOnly.
+	ErrIncompatible = errors.New("volume is attached to this node in another mode")
+	// ErrNoNode: no node of this id is registered.
+	ErrNoNode = errors.New("node is not registered")
+	// ErrNoPool: no pool of this name is served here.
+	ErrNoPool = errors.New("no such pool")
+	// ErrBadToken: a list token that this package did not make.
+	ErrBadToken = errors.New("invalid list token")
+	// ErrUnsafeShare: the pool's filesystem is mounted in a way that can lose
+	// or corrupt data. Always an [*UnsafeShareError].
+	ErrUnsafeShare = errors.New("the share is not safe for writers")
+	// ErrNotAPool: the directory is no pool, and not empty, so none is made of it.
+	ErrNotAPool = errors.New("directory is not a pool")
+	// ErrFormat: a marker or record of a format version this program does not know.
+	ErrFormat = errors.New("format version is not supported")
+	// ErrDamaged: a record that this operation needs cannot be read. It is
+	// also in [Set.Problems]; nothing is guessed or overwritten.
+	ErrDamaged = errors.New("record is damaged")
+	// ErrBusy: another process holds the volume's record lock for longer than
+	// the context allows. Try again.
+	ErrBusy = errors.New("volume record is locked by another operation")
+)
+
+// AttachedError says which node has the volume.
+type AttachedError struct {
+	Volume, Node string
+}
+
+func (e *AttachedError) Error() string {
+	return fmt.Sprintf("volume %s: %v: %s", e.Volume, ErrAttachedElsewhere, e.Node)
+}
+
+// Is reports a match with [ErrAttachedElsewhere].
+func (e *AttachedError) Is(target error) bool { return target == ErrAttachedElsewhere }
+
+// SpaceError says how much was wanted and which bound forbids it.
+type SpaceError struct {
+	Pool       string
+	Want, Have int64
+	Bound      string // "committed bytes" or "free space of the filesystem"
+}
+
+func (e *SpaceError) Error() string {
+	return fmt.Sprintf("pool %s: %v: %d bytes wanted, %d left by %s", e.Pool, ErrNoSpace, e.Want, e.Have, e.Bound)
+}
+
+// Is reports a match with [ErrNoSpace].
+func (e *SpaceError) Is(target error) bool { return target == ErrNoSpace }
+
+// UnsafeShareError names each mount option that is unsafe, and why.
+type UnsafeShareError struct {
+	Dir     string
+	FSType  string
+	Reasons []UnsafeOption
+}
+
+// UnsafeOption is one mount option and what it endangers.
+type UnsafeOption struct {
+	Option, Why string
+}
+
+func (e *UnsafeShareError) Error() string {
+	s := fmt.Sprintf("%s (%s): %v:", e.Dir, e.FSType, ErrUnsafeShare)
+	for i, r := range e.Reasons {
+		if i > 0 {
+			s += ";"
+		}
+		s += " " + r.Option + ": " + r.Why
+	}
+	return s
+}
+
+// Is reports a match with [ErrUnsafeShare].
+func (e *UnsafeShareError) Is(target error) bool { return target == ErrUnsafeShare }

@@ -1,0 +1,2 @@
+// Package lease decides who may write an image.
+package lease
