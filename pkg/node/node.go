@@ -1,0 +1,94 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// Volumes is what this package needs of the pools; *pool.Set is one.
+type Volumes interface {
+	Volume(ctx context.Context, id string) (pool.Volume, error)
+	OpenImage(ctx context.Context, id string, readOnly bool, o vhdx.OpenOptions) (*vhdx.Image, error)
+	// BeginFormat records the use formatting, and the filesystem, durably.
+	BeginFormat(ctx context.Context, id, fsType string) error
+	SetUse(ctx context.Context, id string, u pool.Use) error
+}
+
+// Config says what a [Manager] works with.
+type Config struct {
+	// NodeID is what the journal calls this node.
+	NodeID string
+	// StateDir holds the attachment journal. One process uses it at a time.
+	StateDir string
+	Volumes  Volumes
+	Attacher blockdev.Attacher
+	// Deadlines of the helper processes; the zero value of each is its default.
+	Deadlines Deadlines
+}
+
+// Deadlines says how long a helper process may take before it is given up.
+type Deadlines struct {
+	Probe   time.Duration // blkid, dumpe2fs; default 30 s
+	Mount   time.Duration // mount, which replays the filesystem's log; default 5 min
+	Unmount time.Duration // umount, which writes back what is dirty; default 5 min
+	Format  time.Duration // mkfs; default 10 min
+	Check   time.Duration // e2fsck; default 30 min
+	Resize  time.Duration // resize2fs and its like; default 10 min
+	Sync    time.Duration // syncfs; default 2 min
+	Stat    time.Duration // statfs; default 5 s
+}
+
+// StageRequest says how to stage a volume.
+type StageRequest struct {
+	VolumeID    string
+	StagingPath string
+	Block       bool   // raw: no filesystem
+	FSType      string // ext4, xfs, btrfs; "": the record's, else ext4
+	MountFlags  []string
+	ReadOnly    bool // the image is opened, and its device made, read-only
+}
+
+// PublishRequest says how to publish a staged volume.
+type PublishRequest struct {
+	VolumeID     string
+	StagingPath  string
+	TargetPath   string
+	Block        bool
+	ReadOnly     bool
+	FSType       string
+	MountFlags   []string
+	SingleWriter bool // a second target is refused
+}
+
+// Usage counts bytes or inodes.
+type Usage struct{ Total, Used, Available int64 }
+
+// Stats is how full a volume is.
+type Stats struct {
+	Block  bool
+	Bytes  Usage
+	Inodes Usage // zero for a raw volume
+}
+
+// Outcome is what became of a journal entry at start.
+type Outcome string
+
+// The outcomes of [Manager.Recover].
+const (
+	OutcomeDropped  Outcome = "dropped"   // nothing was left of it
+	OutcomeTornDown Outcome = "torn down" // mounts and devices of it were removed
+	OutcomeKept     Outcome = "kept"      // something still uses it; Err says what
+	OutcomeSetAside Outcome = "set aside" // no readable entry; moved out of the way
+)
+
+// Recovered is what [Manager.Recover] did with one journal entry.
+type Recovered struct {
+	VolumeID string // "" where the entry could not be read
+	File     string
+	Outcome  Outcome
+	Err      error
+}
