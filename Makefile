@@ -1,0 +1,97 @@
+# csi-driver-vhdx. Bare `make` prints the targets.
+#
+# `make demo` and `make test` set up a fresh Debian or Ubuntu machine that has
+# Go; every other target expects that one of them, or `make deps`, has run.
+
+SHELL         := /bin/bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS     += --no-builtin-rules --no-print-directory
+
+GO      ?= go
+BIN     := $(CURDIR)/bin
+MODULE  := github.com/csi-vhdx/csi-driver-vhdx
+
+# The one place where the version is decided; the binaries get it by -ldflags.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+IMAGE    ?= csi-vhdx/vhdx-csi:$(VERSION)
+FUZZTIME ?= 20s
+CRASH_IMAGES ?= 2000000
+
+# Mounting, loop devices and FUSE want root.
+ifeq ($(shell id -u),0)
+AS_ROOT :=
+else
+AS_ROOT := sudo -E env PATH="$$PATH"
+endif
+
+.PHONY: help
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install the OS packages that demo and test need (apt; quick when present)
+	@hack/deps.sh
+
+.PHONY: build
+build: ## build the binaries into bin/, static, version stamped
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+.PHONY: demo
+demo: deps build ## the main job, shown step by step: create, mount, power cut, replay, grow, delete
+	@$(AS_ROOT) $(BIN)/vhdx-demo
+
+.PHONY: test
+test: deps build lint ## everything: lint, all tests (race detector on), oracles, csi-sanity
+	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
+		'race detector: -race -short -timeout 20m ./...' \
+		'full size: -timeout 20m ./...'
+
+.PHONY: test-short
+test-short: ## the unit tests in their short form, no lint
+	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) 'short: -short -timeout 10m ./...'
+
+.PHONY: crash
+crash: ## the power-cut test with CRASH_IMAGES (2000000) distinct images
+	$(GO) test ./pkg/vhdx -run TestCrash -crash.images=$(CRASH_IMAGES) -timeout 0 -v
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (20s)
+	@GO=$(GO) FUZZTIME=$(FUZZTIME) hack/fuzz.sh
+
+.PHONY: sanity
+sanity: deps build ## csi-sanity against the real plugin process, filesystem and block
+	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) 'csi-sanity: -count=1 -timeout 20m ./test/sanity/...'
+
+.PHONY: bench
+bench: build ## speed against qemu-storage-daemon and a raw loop device
+	@hack/deps.sh bench
+	@$(AS_ROOT) $(BIN)/vhdx-bench
+
+.PHONY: lint
+lint: $(BIN)/tools/golangci-lint ## golangci-lint, and a note of what has grown long
+	$(BIN)/tools/golangci-lint run
+	@$(GO) run ./tools/sizes
+
+.PHONY: lint-selftest
+lint-selftest: $(BIN)/tools/golangci-lint ## plant a forbidden import for each depguard rule; the linter must object
+	GOLANGCI_LINT=$(BIN)/tools/golangci-lint $(GO) test -count=1 ./tools/lintselftest
+
+.PHONY: verify
+verify: test demo ## what CI runs
+
+.PHONY: image
+image: ## the container image, with docker or buildah, whichever is there
+	@IMAGE=$(IMAGE) VERSION=$(VERSION) hack/image.sh
+
+.PHONY: clean
+clean: ## remove bin/
+	rm -rf $(BIN)
+
+# The linter has a module of its own, so that the driver's go.mod stays the driver's.
+$(BIN)/tools/golangci-lint: tools/golangci/go.mod tools/golangci/go.sum
+	@echo "building golangci-lint (a few minutes, once)"
+	CGO_ENABLED=0 $(GO) build -C tools/golangci -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
