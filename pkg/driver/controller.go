@@ -1,0 +1,90 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+)
+
+type controller struct {
+	csi.UnimplementedControllerServer
+	Controller
+	nodeID string // of a local pool's topology; "" without one
+	work   *inflight
+}
+
+// controllerCapabilities are the optional calls of controller (I-DRV-8).
+var controllerCapabilities = []csi.ControllerServiceCapability_RPC_Type{
+	csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+	csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME,
+	csi.ControllerServiceCapability_RPC_PUBLISH_READONLY,
+	csi.ControllerServiceCapability_RPC_LIST_VOLUMES,
+	csi.ControllerServiceCapability_RPC_LIST_VOLUMES_PUBLISHED_NODES,
+	csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+	csi.ControllerServiceCapability_RPC_GET_VOLUME,
+	csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+	csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+}
+
+func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	r := &csi.ControllerGetCapabilitiesResponse{}
+	for _, t := range controllerCapabilities {
+		r.Capabilities = append(r.Capabilities, &csi.ControllerServiceCapability{
+			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
+	}
+	return r, nil
+}
+
+// pool finds a pool of this process by name, the default one for "".
+func (s *controller) pool(name string) (Pool, error) {
+	var names []string
+	for i, p := range s.Pools {
+		if p.Name == name || name == "" && i == 0 {
+			return p, nil
+		}
+		names = append(names, p.Name)
+	}
+	return Pool{}, fmt.Errorf("%w: no pool is called %q; there are: %s", errInvalid, name, strings.Join(names, ", "))
+}
+
+func (s *controller) isLocal(poolName string) bool {
+	p, err := s.pool(poolName)
+	return err == nil && p.Local
+}
+
+// describe is a volume as the container orchestrator sees it.
+func (s *controller) describe(v pool.Volume) *csi.Volume {
+	r := &csi.Volume{VolumeId: v.ID, CapacityBytes: v.Size}
+	if s.isLocal(v.Pool) {
+		r.AccessibleTopology = []*csi.Topology{segment(s.nodeID)}
+	}
+	return r
+}
+
+func publishedNodes(v pool.Volume) []string {
+	var ids []string
+	for _, a := range v.Attachments {
+		ids = append(ids, a.Node)
+	}
+	return ids
+}
+
+// segment is the topology of a node.
+func segment(nodeID string) *csi.Topology {
+	return &csi.Topology{Segments: map[string]string{TopologyKey: nodeID}}
+}
+
+// within reports whether the node lies in the topology t. Keys compare without
+// case, as the specification says.
+func within(t *csi.Topology, nodeID string) bool {
+	for k, v := range t.GetSegments() {
+		if strings.EqualFold(k, TopologyKey) && v != nodeID {
+			return false
+		}
+	}
+	return true
+}

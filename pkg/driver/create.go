@@ -1,0 +1,153 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+)
+
+func (s *controller) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	spec, err := s.parseCreate(r)
+	if err != nil {
+		return nil, err
+	}
+	v, err := run(ctx, s.work, "name "+spec.Name, "CreateVolume", func(ctx context.Context) (pool.Volume, error) {
+		return s.Volumes.CreateVolume(ctx, spec)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateVolumeResponse{Volume: s.describe(v)}, nil
+}
+
+// parseCreate checks the whole request before anything is done.
+func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) {
+	if err := volumeName(r.GetName()); err != nil {
+		return pool.Spec{}, err
+	}
+	c, mounts, err := parsePurpose(r.GetVolumeCapabilities(), r.GetParameters())
+	if err != nil {
+		return pool.Spec{}, err
+	}
+	if r.GetVolumeContentSource() != nil {
+		return pool.Spec{}, fmt.Errorf("%w: volume_content_source: snapshots and clones are not supported", errInvalid)
+	}
+	if len(r.GetMutableParameters()) > 0 {
+		return pool.Spec{}, fmt.Errorf("%w: mutable_parameters: there is none that this driver could change", errInvalid)
+	}
+	p, err := s.pool(c.pool)
+	if err != nil {
+		return pool.Spec{}, err
+	}
+	if err := s.reachable(p, r.GetAccessibilityRequirements()); err != nil {
+		return pool.Spec{}, err
+	}
+	sector := int64(cmp.Or(c.params.LogicalSectorSize, defaultSector))
+	size, err := parseRange(r.GetCapacityRange(), sector, leastSize(mounts, cmp.Or(c.params.FSType, defaultFS)))
+	if err != nil {
+		return pool.Spec{}, err
+	}
+	return pool.Spec{Name: r.GetName(), Size: size.need, Limit: size.limit, Pool: p.Name, Params: c.params}, nil
+}
+
+// defaultSector is the logical sector size of a volume whose class names none.
+const defaultSector = 512
+
+// parsePurpose reads the class and the capabilities of a volume and joins what
+// they say about its filesystem.
+func parsePurpose(caps []*csi.VolumeCapability, params map[string]string) (c class, mounts bool, err error) {
+	fsType, mounts, err := parseAccesses(caps)
+	if err != nil {
+		return class{}, false, err
+	}
+	c, err = parseClass(params)
+	if err != nil {
+		return class{}, false, err
+	}
+	if fsType != "" && c.params.FSType != "" && fsType != c.params.FSType {
+		return class{}, false, fmt.Errorf("%w: the parameter fsType says %s, the volume capability %s (the provisioner's --default-fstype or csi.storage.k8s.io/fstype); let them agree or drop one",
+			errInvalid, c.params.FSType, fsType)
+	}
+	if mounts {
+		c.params.FSType = cmp.Or(c.params.FSType, fsType)
+	}
+	if err := node.CheckMkfsOptions(cmp.Or(c.params.FSType, defaultFS), c.params.MkfsOptions); err != nil {
+		return class{}, false, fmt.Errorf("%w: parameter mkfsOptions=%q: %w", errInvalid, c.params.MkfsOptions, err)
+	}
+	return c, mounts, nil
+}
+
+// reachable refuses a local pool where the orchestrator wants another node.
+func (s *controller) reachable(p Pool, t *csi.TopologyRequirement) error {
+	if !p.Local || len(t.GetRequisite()) == 0 {
+		return nil
+	}
+	if slices.ContainsFunc(t.GetRequisite(), func(t *csi.Topology) bool { return within(t, s.nodeID) }) {
+		return nil
+	}
+	return fmt.Errorf("%w: pool %s is a directory of node %s only, which is not among those asked for", errNoRoomHere, p.Name, s.nodeID)
+}
+
+func (s *controller) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	id := r.GetVolumeId()
+	if err := required("volume_id", id); err != nil {
+		return nil, err
+	}
+	err := only(ctx, s.work, id, "DeleteVolume", func(ctx context.Context) error {
+		return s.Volumes.DeleteVolume(ctx, id)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func (s *controller) ValidateVolumeCapabilities(ctx context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	if err := required("volume_id", r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if len(r.GetVolumeCapabilities()) == 0 {
+		return nil, fmt.Errorf("%w: volume_capabilities are missing", errInvalid)
+	}
+	v, err := s.Volumes.Volume(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	if err := fits(v, r); err != nil {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: scrub(err.Error())}, nil
+	}
+	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext:      r.GetVolumeContext(),
+		VolumeCapabilities: r.GetVolumeCapabilities(),
+		Parameters:         r.GetParameters(),
+		MutableParameters:  r.GetMutableParameters(),
+	}}, nil
+}
+
+// fits says why a volume does not have the capabilities and parameters asked for.
+func fits(v pool.Volume, r *csi.ValidateVolumeCapabilitiesRequest) error {
+	c, mounts, err := parsePurpose(r.GetVolumeCapabilities(), r.GetParameters())
+	if err != nil {
+		return err
+	}
+	if len(r.GetMutableParameters()) > 0 {
+		return fmt.Errorf("%w: mutable_parameters: there are none", errInvalid)
+	}
+	if c.pool != "" && c.pool != v.Pool {
+		return fmt.Errorf("the volume is in pool %s, not %s", v.Pool, c.pool)
+	}
+	has := cmp.Or(v.FSType, v.Params.FSType)
+	if mounts && has != "" && c.params.FSType != "" && c.params.FSType != has {
+		return fmt.Errorf("the volume's filesystem is %s, not %s", has, c.params.FSType)
+	}
+	if len(r.GetParameters()) > 0 && c.params.Fixed != v.Params.Fixed {
+		return fmt.Errorf("the volume's subformat is another")
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2"
+)
+
+// polled are the methods that are called all the time and change nothing. They
+// are logged at a higher verbosity unless they fail.
+var polled = map[string]bool{
+	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
+	"ControllerGetCapabilities": true, "NodeGetCapabilities": true, "NodeGetInfo": true,
+	"ListVolumes": true, "GetCapacity": true, "ControllerGetVolume": true,
+	"NodeGetVolumeStats": true, "Check": true, "Watch": true, "List": true,
+}
+
+// Verbosities.
+const (
+	vPolled   = 4
+	vRequests = 5
+)
+
+// intercept surrounds every call: limits, panics, codes, the log line.
+func intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	method := path.Base(info.FullMethod)
+	log := klog.FromContext(ctx).WithValues("method", method)
+	if v := volumeOf(req); v != "" {
+		log = log.WithValues("volume", v)
+	}
+	ctx = klog.NewContext(ctx, log)
+	log.V(vRequests).Info("Request", "request", loggable{req})
+
+	start := time.Now()
+	resp, err := handle(ctx, req, h)
+	if err != nil {
+		resp, err = nil, toStatus(method, err)
+	}
+	logCall(log, method, time.Since(start), err)
+	return resp, err
+}
+
+func handle(ctx context.Context, req any, h grpc.UnaryHandler) (resp any, err error) {
+	if err := checkLimits(req); err != nil {
+		return nil, err
+	}
+	err = guard(ctx, func() (err error) {
+		resp, err = h(ctx, req)
+		return err
+	})
+	return resp, err
+}
+
+// guard turns a panic into an error and leaves the stack in the log.
+func guard(ctx context.Context, f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			klog.FromContext(ctx).Error(nil, "Panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return f()
+}
+
+// logCall writes the one line of a call.
+func logCall(log klog.Logger, method string, took time.Duration, err error) {
+	code := status.Code(err)
+	kv := []any{"duration", took.Round(time.Microsecond), "code", code.String()}
+	switch {
+	case code == codes.Internal || code == codes.Unknown || code == codes.DataLoss:
+		log.Error(err, "Call failed", kv...)
+	case err != nil:
+		log.Info("Call refused", append(kv, "reason", status.Convert(err).Message())...)
+	case polled[method]:
+		log.V(vPolled).Info("Call", kv...)
+	default:
+		log.Info("Call", kv...)
+	}
+}
+
+// volumeOf names the volume a request is about, for the log.
+func volumeOf(req any) string {
+	switch r := req.(type) {
+	case interface{ GetVolumeId() string }:
+		return r.GetVolumeId()
+	case interface{ GetName() string }:
+		return r.GetName()
+	}
+	return ""
+}

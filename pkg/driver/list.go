@@ -1,0 +1,88 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// maxEntries bounds a page, so that it fits a message however long the ids are.
+const maxEntries = 1000
+
+func (s *controller) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
+	n := int(r.GetMaxEntries())
+	if n < 0 {
+		return nil, fmt.Errorf("%w: max_entries is negative", errInvalid)
+	}
+	if n == 0 || n > maxEntries {
+		n = maxEntries
+	}
+	vs, next, err := s.Volumes.List(ctx, r.GetStartingToken(), n)
+	if err != nil {
+		return nil, err
+	}
+	resp := &csi.ListVolumesResponse{NextToken: next}
+	for _, v := range vs {
+		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{
+			Volume: s.describe(v),
+			Status: &csi.ListVolumesResponse_VolumeStatus{PublishedNodeIds: publishedNodes(v)},
+		})
+	}
+	return resp, nil
+}
+
+func (s *controller) ControllerGetVolume(ctx context.Context, r *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
+	if err := required("volume_id", r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	v, err := s.Volumes.Volume(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeResponse{
+		Volume: s.describe(v),
+		Status: &csi.ControllerGetVolumeResponse_VolumeStatus{PublishedNodeIds: publishedNodes(v)},
+	}, nil
+}
+
+// GetCapacity answers what one more volume of this class may have: what the
+// pool's policy leaves, for a fixed volume also what is really free.
+func (s *controller) GetCapacity(ctx context.Context, r *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
+	c, err := parseClass(r.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	p, err := s.pool(c.pool)
+	if err != nil {
+		return nil, err
+	}
+	if p.Local && !within(r.GetAccessibleTopology(), s.nodeID) {
+		return &csi.GetCapacityResponse{}, nil
+	}
+	mounts, fsType := false, ""
+	if caps := r.GetVolumeCapabilities(); len(caps) > 0 {
+		if fsType, mounts, err = parseAccesses(caps); err != nil {
+			return &csi.GetCapacityResponse{}, nil // no volume of this kind has any room
+		}
+	}
+	room, err := p.Capacity(ctx)
+	if err != nil {
+		return nil, err
+	}
+	free := room.Available
+	if c.params.Fixed {
+		free = room.AvailableFixed
+	}
+	free = max(free, 0)
+	resp := &csi.GetCapacityResponse{
+		AvailableCapacity: free,
+		MaximumVolumeSize: wrapperspb.Int64(min(free, room.Maximum)),
+	}
+	if least := leastSize(mounts, cmp.Or(c.params.FSType, fsType, defaultFS)); least > 0 {
+		resp.MinimumVolumeSize = wrapperspb.Int64(least)
+	}
+	return resp, nil
+}

@@ -1,0 +1,91 @@
+package driver
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"k8s.io/klog/v2"
+)
+
+// Server serves the services of a [Config] on one socket.
+type Server struct {
+	grpc   *grpc.Server
+	health *health.Server
+	work   *inflight
+}
+
+// New makes a server. Everything below it is ready to be called.
+func New(ctx context.Context, c Config) (*Server, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("set up the CSI services: %w", err)
+	}
+	log := klog.FromContext(ctx)
+	s := &Server{
+		grpc: grpc.NewServer(
+			grpc.MaxRecvMsgSize(maxMessage),
+			grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+				return intercept(klog.NewContext(ctx, log), req, info, h)
+			})),
+		health: health.NewServer(),
+		work:   newInflight(cmp.Or(c.WorkTimeout, defaultWorkTimeout)),
+	}
+	s.register(c)
+	return s, nil
+}
+
+func (s *Server) register(c Config) {
+	csi.RegisterIdentityServer(s.grpc, &identity{version: c.Version, topology: c.local()})
+	if c.Controller != nil {
+		nodeID := ""
+		if c.local() {
+			nodeID = c.Node.ID
+		}
+		csi.RegisterControllerServer(s.grpc, &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work})
+	}
+	if c.Node != nil {
+		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, topology: c.local(), work: s.work})
+	}
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
+	}
+}
+
+// Serve answers calls on l until Stop. It closes l.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.grpc.Serve(l); err != nil {
+		return fmt.Errorf("serve CSI on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// Stop takes no new calls, and waits for those under way and for the work that
+// outlived its callers. When ctx ends first it hangs up and says so.
+func (s *Server) Stop(ctx context.Context) error {
+	s.health.Shutdown()
+	done := make(chan struct{})
+	go func() {
+		s.grpc.GracefulStop()
+		close(done)
+	}()
+	err := s.work.drain(ctx)
+	// What is left now reads, or watches the health and would never end.
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-time.After(readGrace):
+	}
+	s.grpc.Stop()
+	<-done
+	return err
+}
+
+// readGrace is how long calls that change nothing may go on after the others.
+const readGrace = time.Second
