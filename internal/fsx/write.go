@@ -1,0 +1,215 @@
+package fsx
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	fileMode = 0o600
+	dirMode  = 0o700
+)
+
+// Replace makes name a regular file with this content, atomically and durably.
+func (t *Tree) Replace(name string, data []byte) error {
+	return t.replace(name, data, true)
+}
+
+// ReplaceLazily is Replace for what may be lost by a power cut: nothing is synced.
+func (t *Tree) ReplaceLazily(name string, data []byte) error {
+	return t.replace(name, data, false)
+}
+
+func (t *Tree) replace(name string, data []byte, durable bool) error {
+	d, err := t.Dir(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	tmp, err := t.writeTemp(data, durable)
+	if err != nil {
+		return err
+	}
+	t.step("rename", name)
+	if err := t.root.Rename(tmp, name); err != nil {
+		t.root.Remove(tmp) //nolint:errcheck // the first error says more; a leftover is collected
+		return named("replace", name, err)
+	}
+	if !durable {
+		return nil
+	}
+	t.step("sync directory", path.Dir(name))
+	return d.Sync()
+}
+
+// LinkOnce makes name a regular file with this content, durably, unless there
+// is something of that name: fs.ErrExist. Of several callers on any number of
+// machines one succeeds.
+func (t *Tree) LinkOnce(name string, data []byte) error {
+	d, err := t.Dir(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	tmp, err := t.writeTemp(data, true)
+	if err != nil {
+		return err
+	}
+	t.step("link", name)
+	if err := t.link(tmp, name); err != nil {
+		t.root.Remove(tmp) //nolint:errcheck // the first error says more; a leftover is collected
+		// A server may repeat a link whose answer was lost and then say that
+		// the name exists: it is our own file.
+		if !errors.Is(err, fs.ErrExist) || !t.holds(d, path.Base(name), data) {
+			return named("link", name, err)
+		}
+	}
+	t.step("sync directory", path.Dir(name))
+	if err := d.Sync(); err != nil {
+		return err
+	}
+	t.step("unlink", tmp)
+	if err := t.root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return named("remove", tmp, err)
+	}
+	return nil
+}
+
+func (t *Tree) holds(d *Dir, base string, data []byte) bool {
+	b, err := d.Read(base, len(data))
+	return err == nil && bytes.Equal(b, data)
+}
+
+// link falls back on a rename that replaces nothing where the filesystem has
+// no hard links (some SMB servers).
+func (t *Tree) link(tmp, name string) error {
+	err := t.root.Link(tmp, name)
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EMLINK) && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	if rerr := t.renameOnce(tmp, name); !errors.Is(rerr, unix.EINVAL) && !errors.Is(rerr, errors.ErrUnsupported) {
+		return rerr
+	}
+	return fmt.Errorf("the filesystem has neither hard links nor RENAME_NOREPLACE: %w", err)
+}
+
+func (t *Tree) renameOnce(tmp, name string) error {
+	return t.withDirs(path.Dir(tmp), path.Dir(name), func(from, to int) error {
+		return unix.Renameat2(from, path.Base(tmp), to, path.Base(name), unix.RENAME_NOREPLACE)
+	})
+}
+
+func (t *Tree) withDirs(a, b string, fn func(a, b int) error) error {
+	return t.withDir(a, func(fa int) error {
+		return t.withDir(b, func(fb int) error { return fn(fa, fb) })
+	})
+}
+
+func (t *Tree) withDir(name string, fn func(fd int) error) error {
+	d, err := t.Dir(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	f, err := d.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return withFD(f, fn)
+}
+
+// Remove removes a file durably. Nothing there is success.
+func (t *Tree) Remove(name string) error {
+	d, err := t.Dir(path.Dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	t.step("unlink", name)
+	if err := d.root.Remove(path.Base(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return named("remove", name, err)
+	}
+	t.step("sync directory", path.Dir(name))
+	return d.Sync()
+}
+
+// Mkdir makes a directory durably. One that is there is success.
+func (t *Tree) Mkdir(name string) error {
+	parent, err := t.Dir(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if d, err := parent.child(path.Base(name)); err == nil {
+		d.Close()
+		return nil
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	t.step("mkdir", name)
+	if err := parent.root.Mkdir(path.Base(name), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return named("make directory", name, err)
+	}
+	t.step("sync directory", path.Dir(name))
+	return parent.Sync()
+}
+
+// SyncDir makes the entries of a directory durable.
+func (t *Tree) SyncDir(name string) error {
+	d, err := t.Dir(name)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	t.step("sync directory", name)
+	return d.Sync()
+}
+
+func (t *Tree) writeTemp(data []byte, durable bool) (name string, err error) {
+	name = path.Join(t.temp, TempPrefix+Random())
+	f, err := t.Open(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil {
+			err = named("close", name, cerr)
+		}
+		if err != nil {
+			t.root.Remove(name) //nolint:errcheck // the first error says more; a leftover is collected
+		}
+	}()
+	t.step("write", name)
+	if _, err := f.Write(data); err != nil {
+		return "", named("write", name, err)
+	}
+	if durable {
+		t.step("sync", name)
+		if err := f.Sync(); err != nil {
+			return "", named("sync", name, err)
+		}
+	}
+	return name, nil
+}
+
+// TempPrefix begins the name of every temporary file.
+const TempPrefix = ".tmp-"
+
+// Random is a name nobody else has.
+func Random() string {
+	var b [16]byte
+	rand.Read(b[:]) //nolint:errcheck // never fails
+	return hex.EncodeToString(b[:])
+}
