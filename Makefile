@@ -48,7 +48,8 @@ demo: deps build ## the main job, shown step by step: create, mount, power cut, 
 test: deps build lint ## everything: lint, all tests (race detector on), oracles, csi-sanity
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
 		'race detector: -race -short -timeout 20m ./...' \
-		'full size: -timeout 20m ./...'
+		'full size: -timeout 20m ./...' \
+		'manifests: -C tools/manifests ./...'
 
 .PHONY: test-short
 test-short: ## the unit tests in their short form, no lint

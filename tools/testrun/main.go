@@ -62,7 +62,7 @@ func runStep(acc *account, step string) error {
 	if !ok {
 		return fmt.Errorf("step %q is not of the form 'title: arguments'", step)
 	}
-	argv := slices.Concat([]string{"test", "-json"}, asRoot(), strings.Fields(args))
+	argv := slices.Concat([]string{"test"}, strings.Fields(args), []string{"-json"}, asRoot()) // -C must come first
 	fmt.Printf("\n== tests, %s: go test%s\n", title, args)
 
 	cmd := exec.Command("go", argv...)
