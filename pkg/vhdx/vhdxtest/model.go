@@ -100,7 +100,7 @@ func (m *Model) begin(off, n int64, zero bool) *Change {
 	return c
 }
 
-// Resize begins a change of the size.
+// Resize begins a change of the size, which is durable once it is done.
 func (m *Model) Resize(size int64) *Change {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -115,8 +115,11 @@ func (c *Change) Done(err error) {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
 	c.m.clock++
-	if c.resize {
-		c.m.size[len(c.m.size)-1].finish(c.m.clock, err)
+	if last := len(c.m.size) - 1; c.resize {
+		c.m.size[last].finish(c.m.clock, err)
+		if err == nil {
+			c.m.size = c.m.size[last:]
+		}
 	}
 	for _, h := range c.histories {
 		h.versions[len(h.versions)-1].finish(c.m.clock, err)
@@ -151,13 +154,6 @@ func (m *Model) settle(began uint64) {
 			delete(m.loose, s)
 		}
 	}
-	last := 0
-	for i, v := range m.size {
-		if v.done != 0 && v.done <= began && !v.failed {
-			last = i
-		}
-	}
-	m.size = slices.Delete(m.size, 0, last)
 }
 
 // lastDone returns the index of the last version that surely was there then.

@@ -109,7 +109,7 @@ func TestModelGoesOn(t *testing.T) {
 	m.Write(3*512, 512).Done(nil)
 	m.Flush()(nil)
 	m.Write(3*512, 512).Done(nil)
-	m.Resize(2 << 20).Done(nil)
+	grow := m.Resize(2 << 20)
 	seen := vhdxtest.NewObserved(1 << 20)
 	if err := m.CheckCut(sector(1, 3, 1), 3*512, seen); err != nil {
 		t.Fatalf("CheckCut: %v", err)
@@ -119,6 +119,7 @@ func TestModelGoesOn(t *testing.T) {
 	if cut.Size() != 1<<20 || cut.CheckSize(2<<20) == nil {
 		t.Fatalf("size after a cut: %#x, %v", cut.Size(), cut.CheckSize(2<<20))
 	}
+	grow.Done(errTest)
 	again := vhdxtest.NewObserved(2 << 20)
 	if err := m.CheckCut(sector(1, 3, 2), 3*512, again); err != nil {
 		t.Fatalf("CheckCut: %v", err)
@@ -133,8 +134,9 @@ func TestModelGoesOn(t *testing.T) {
 	}
 	restarted.Flush()(nil)
 	wantMay(t, restarted, "flushed", []int{2}, []int{2})
-	if restarted.CheckSize(1<<20) == nil {
-		t.Fatalf("the flush did not settle the size")
+	restarted.Resize(3 << 20).Done(nil)
+	if restarted.CheckSize(2<<20) == nil || restarted.Size() != 3<<20 {
+		t.Fatalf("a resize is not durable once it is done")
 	}
 	c := restarted.Write(3*512, 512)
 	if string(c.Data) != string(sector(1, 3, 3)) {

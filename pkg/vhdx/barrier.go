@@ -1,0 +1,80 @@
+package vhdx
+
+// barrier names one sync or one ordering rule that the durability model rests
+// on. The crash test omits each in turn, and must then find damage: a barrier
+// whose absence nobody notices is not needed or not tested.
+type barrier uint8
+
+const (
+	// The new FileWriteGuid is durable before anything but a header changes.
+	syncFileWriteGUID barrier = iota
+	// Truncated and punched space, and the first log entry, are durable before
+	// a header names the log.
+	syncFirstEntry
+	// The header with LogGuid and DataWriteGuid is durable before data or a
+	// second log entry is written.
+	syncLogGUID
+	// The file's new size is durable before its space is handed out.
+	syncGrowth
+	// Data and log entry are durable before a flush is answered.
+	syncCommit
+	// Applied pages are durable before an entry's Tail passes them.
+	syncApply
+	// The entry with the advanced Tail is durable before log space is reused.
+	syncTail
+	// Replayed pages and the file's size are durable before LogGuid is cleared.
+	syncReplay
+	// The header with LogGuid zero is durable before a replayed log's space is
+	// overwritten or the file shrinks.
+	syncReplayClear
+	// At close, applied pages are durable before LogGuid is cleared.
+	syncCloseApply
+	// At close, LogGuid zero is durable before the file shrinks.
+	syncCloseClear
+	// The shortened file and the second header are durable before Close returns.
+	syncClosed
+	// A new BAT region's content is durable before a region table names it.
+	syncNewBAT
+	// A page is applied only after its log entry is durable.
+	orderLogThenApply
+	// What is applied is the copy that was logged, not the live page.
+	orderApplyCopy
+	// The first log entry is durable before, not after, LogGuid is published.
+	orderEntryThenLogGUID
+	// Space is handed out only if it is proven zero.
+	orderProvenZero
+	// Space of an abandoned write is proven zero again before it is reused.
+	orderTaint
+	// Payload is written before its mapping is published.
+	orderDataThenMapping
+	barrierCount
+)
+
+var barrierNames = [barrierCount]string{
+	syncFileWriteGUID:     "sync FileWriteGuid before any other change",
+	syncFirstEntry:        "sync first log entry before LogGuid",
+	syncLogGUID:           "sync LogGuid and DataWriteGuid before data",
+	syncGrowth:            "sync file growth before use",
+	syncCommit:            "sync data and log entry before answering a flush",
+	syncApply:             "sync applied pages before Tail passes them",
+	syncTail:              "sync advanced Tail before reusing log space",
+	syncReplay:            "sync replayed pages before clearing LogGuid",
+	syncReplayClear:       "sync cleared LogGuid before reusing the log",
+	syncCloseApply:        "sync applied pages before clearing LogGuid at close",
+	syncCloseClear:        "sync cleared LogGuid before shrinking the file",
+	syncClosed:            "sync the shortened file before Close returns",
+	syncNewBAT:            "sync new BAT region before naming it",
+	orderLogThenApply:     "apply only what is durable in the log",
+	orderApplyCopy:        "apply the logged copy, not the live page",
+	orderEntryThenLogGUID: "write the first log entry before LogGuid",
+	orderProvenZero:       "hand out only proven-zero space",
+	orderTaint:            "prove abandoned space zero before reuse",
+	orderDataThenMapping:  "write payload before publishing its mapping",
+}
+
+func (b barrier) String() string { return barrierNames[b] }
+
+// barriers is a set of barrier.
+type barriers uint64
+
+func (s barriers) has(b barrier) bool { return s&(1<<b) != 0 }

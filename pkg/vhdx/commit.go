@@ -1,0 +1,98 @@
+package vhdx
+
+import (
+	"fmt"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// Flush makes every write that has returned survive a power cut (I-SYNC-1).
+// Flushes that come together share one commit.
+func (im *Image) Flush() error {
+	if im.closed.Load() {
+		return fmt.Errorf("%s: %w", im.name, ErrClosed)
+	}
+	if err := im.Poisoned(); err != nil {
+		return err
+	}
+	if !im.begun.Load() {
+		return nil // nothing has been written
+	}
+	ticket := im.flushWanted.Add(1)
+	im.committing.Lock()
+	defer im.committing.Unlock()
+	if im.flushDone >= ticket {
+		return im.Poisoned() // a commit that began after this call has covered it
+	}
+	if im.closed.Load() {
+		return fmt.Errorf("%s: %w", im.name, ErrClosed)
+	}
+	return im.commitLocked()
+}
+
+func (im *Image) commit() error {
+	im.committing.Lock()
+	defer im.committing.Unlock()
+	return im.commitLocked()
+}
+
+// commitLocked is the group commit: the dirty pages are copied, logged and
+// synced together with all payload written so far. One sync serves both: new
+// blocks lie in proven-zero space, so a power cut shows each unflushed sector
+// old or new, never foreign (a differencing image will sync its data first).
+// Caller holds committing.
+func (im *Image) commitLocked() error {
+	if err := im.Poisoned(); err != nil {
+		return err
+	}
+	covers := im.flushWanted.Load()
+	im.space.mu.Lock()
+	journalled := im.journalSeq
+	im.space.mu.Unlock()
+	cleaned := im.cleanTainted()
+	if err := im.logDirty(); err != nil {
+		return err
+	}
+	if err := im.syncLog(syncCommit); err != nil {
+		return err
+	}
+	im.flushDone = covers
+	im.reclaim(cleaned)
+	if im.opts.Journal != nil {
+		im.opts.Journal.Dropped(journalled)
+	}
+	if l := &im.log; l.used() > l.length/2 {
+		return im.apply() // durable with the next flush's sync; the entry after that frees the space
+	}
+	return nil
+}
+
+// logDirty writes log entries for all dirty pages of the BAT.
+func (im *Image) logDirty() error {
+	b := im.bat.Load()
+	dirty := b.takeDirty(nil)
+	for len(dirty) > 0 {
+		n := min(len(dirty), im.log.maxPages())
+		pages := make([]page, n)
+		data := make([]byte, n*ondisk.PageSize)
+		for i, number := range dirty[:n] {
+			pages[i] = page{b.pageOffset(number), data[i*ondisk.PageSize:][:ondisk.PageSize]}
+			b.encodePage(pages[i].data, number)
+		}
+		if err := im.logPages(pages); err != nil {
+			return err
+		}
+		dirty = dirty[n:]
+	}
+	return nil
+}
+
+// logPages writes one entry, after making room for it where there is none.
+func (im *Image) logPages(pages []page) error {
+	if !im.log.fits(ondisk.LogEntryLength(len(pages), len(pages))) {
+		if err := im.makeRoom(); err != nil {
+			return err
+		}
+	}
+	return im.appendEntry(pages)
+}

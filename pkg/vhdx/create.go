@@ -1,0 +1,225 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// CreateOn writes a new image into the empty file f and syncs it. f stays open
+// and, after an error, in a state that does not open.
+//
+// Write order: space → region tables, metadata, BAT → sync → file identifier,
+// headers → sync. Nothing opens a file without identifier and headers, and
+// once one of the headers is there, all that it leads to is durable.
+//
+// Layout, as Windows lays it out (MiB):
+//
+//	0  header section | 1  log | metadata (1) | BAT | payload blocks
+//
+// All before the payload is written, not just reserved: no later write of
+// metadata needs space, or a change of the filesystem's own mapping.
+func CreateOn(f File, o CreateOptions) (Created, error) {
+	done, err := o.complete()
+	if err != nil {
+		return Created{}, fmt.Errorf("create %s: %w", f.Name(), err)
+	}
+	c := &creation{f: f, o: done.Options, buf: alignedBytes(createChunk)}
+	if err := c.run(); err != nil {
+		return Created{}, fmt.Errorf("create %s: %w", f.Name(), err)
+	}
+	return done, nil
+}
+
+const (
+	createChunk    = 4 * ondisk.MiB // of zeros or BAT entries, written at once
+	createAllocate = 1 << 30        // reserved at once, so that Progress is told now and then
+)
+
+// creation is a CreateOn under way.
+type creation struct {
+	f   File
+	o   CreateOptions // complete
+	buf []byte
+
+	metadataOffset, batOffset, payloadOffset int64
+	geometry                                 ondisk.Geometry
+}
+
+func (c *creation) run() error {
+	size, err := c.f.Size()
+	if err != nil {
+		return err
+	}
+	if size != 0 {
+		return fmt.Errorf("the file has %d bytes already: %w", size, ErrInvalid)
+	}
+	c.geometry = ondisk.Geometry{VirtualSize: c.o.Size, BlockSize: c.o.BlockSize, LogicalSectorSize: c.o.LogicalSectorSize}
+	c.metadataOffset = ondisk.HeaderSectionSize + c.o.LogSize
+	c.batOffset = c.metadataOffset + ondisk.MiB
+	c.payloadOffset = c.batOffset + c.geometry.BATLength()
+	for _, step := range []func() error{c.allocate, c.zeroMetadata, c.writeBAT, c.writeMetadata, c.writeRegions, c.f.Sync, c.writeHeaders, c.f.Sync} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// allocate makes the file as long as it will be, with the payload of a fixed
+// image in place: a full filesystem shows here, before anything is written.
+func (c *creation) allocate() error {
+	end := c.payloadOffset
+	if c.o.Fixed {
+		end += c.geometry.PayloadBlocks() * c.o.BlockSize
+	}
+	if err := c.f.Truncate(end); err != nil {
+		return err
+	}
+	a, ok := c.f.(Allocator)
+	for off := c.payloadOffset; off < end; {
+		n := min(end-off, createAllocate)
+		err := errors.ErrUnsupported
+		if ok {
+			err = a.Allocate(off, n)
+		}
+		if errors.Is(err, errors.ErrUnsupported) {
+			ok, n = false, min(end-off, createChunk)
+			_, err = c.f.WriteAt(c.buf[:n], off)
+		}
+		if err != nil {
+			return err
+		}
+		if off += n; c.o.Progress != nil {
+			c.o.Progress(off-c.payloadOffset, end-c.payloadOffset)
+		}
+	}
+	return nil
+}
+
+// zeroMetadata writes everything before the payload with zeros, a dynamic
+// image's BAT (NOT_PRESENT throughout) among it.
+func (c *creation) zeroMetadata() error {
+	for off := int64(0); off < c.payloadOffset; off += createChunk {
+		if _, err := c.f.WriteAt(c.buf[:min(createChunk, c.payloadOffset-off)], off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeBAT writes a fixed image's BAT: every block present, in order.
+func (c *creation) writeBAT() error {
+	if !c.o.Fixed {
+		return nil
+	}
+	const perChunk = createChunk / ondisk.BATEntrySize
+	for first, entries := int64(0), c.geometry.Entries(); first < entries; first += perChunk {
+		n := min(perChunk, entries-first)
+		clear(c.buf)
+		for i := range n {
+			if index := first + i; !c.geometry.IsBitmap(index) {
+				off := c.payloadOffset + c.geometry.BlockOf(index)*c.o.BlockSize
+				ondisk.MakeBATEntry(ondisk.BlockFullyPresent, off).Encode(c.buf, int(i))
+			}
+		}
+		if _, err := c.f.WriteAt(c.buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)], c.batOffset+first*ondisk.BATEntrySize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeMetadata writes the table and the items, which follow it in its order.
+func (c *creation) writeMetadata() error {
+	const itemsSize = ondisk.PageSize
+	b := alignedBytes(ondisk.MetadataTableSize + itemsSize)
+	items := []struct {
+		entry  ondisk.MetadataEntry
+		encode func(dst []byte)
+	}{
+		{
+			ondisk.MetadataEntry{Item: ondisk.ItemFileParameters, Length: ondisk.FileParametersSize},
+			ondisk.FileParameters{BlockSize: uint32(c.o.BlockSize), LeaveBlocksAllocated: c.o.Fixed}.Encode,
+		},
+		{
+			ondisk.MetadataEntry{Item: ondisk.ItemVirtualDiskSize, Length: ondisk.VirtualDiskSizeSize, VirtualDisk: true},
+			func(dst []byte) { ondisk.EncodeVirtualDiskSize(dst, c.o.Size) },
+		},
+		{
+			ondisk.MetadataEntry{Item: ondisk.ItemVirtualDiskID, Length: ondisk.VirtualDiskIDSize, VirtualDisk: true},
+			func(dst []byte) { ondisk.EncodeVirtualDiskID(dst, ondisk.NewGUID()) },
+		},
+		{
+			ondisk.MetadataEntry{Item: ondisk.ItemLogicalSectorSize, Length: ondisk.SectorSizeSize, VirtualDisk: true},
+			func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.LogicalSectorSize) },
+		},
+		{
+			ondisk.MetadataEntry{Item: ondisk.ItemPhysicalSectorSize, Length: ondisk.SectorSizeSize, VirtualDisk: true},
+			func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.PhysicalSectorSize) },
+		},
+	}
+	var table ondisk.MetadataTable
+	next := uint32(ondisk.MetadataTableSize)
+	for _, item := range items {
+		item.entry.Offset, item.entry.Required = next, true
+		item.encode(b[next:])
+		next += item.entry.Length
+		table.Entries = append(table.Entries, item.entry)
+	}
+	if err := table.Encode(b); err != nil {
+		return err
+	}
+	_, err := c.f.WriteAt(b, c.metadataOffset)
+	return err
+}
+
+// writeRegions writes both copies of the region table.
+func (c *creation) writeRegions() error {
+	table := ondisk.RegionTable{Regions: []ondisk.Region{
+		{ID: ondisk.RegionBAT, Offset: uint64(c.batOffset), Length: uint32(c.geometry.BATLength()), Required: true},
+		{ID: ondisk.RegionMetadata, Offset: uint64(c.metadataOffset), Length: ondisk.MiB, Required: true},
+	}}
+	b := alignedBytes(ondisk.RegionTableSize)
+	if err := table.Encode(b); err != nil {
+		return err
+	}
+	for _, off := range []int64{ondisk.RegionTable1Offset, ondisk.RegionTable2Offset} {
+		if _, err := c.f.WriteAt(b, off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeHeaders writes the file identifier and both headers, which differ in
+// nothing but the sequence number.
+func (c *creation) writeHeaders() error {
+	b := alignedBytes(ondisk.HeaderSize)
+	if err := (ondisk.FileIdentifier{Creator: c.o.Creator}).Encode(b); err != nil {
+		return err
+	}
+	if _, err := c.f.WriteAt(b, ondisk.IdentifierOffset); err != nil {
+		return err
+	}
+	h := ondisk.Header{
+		SequenceNumber: 1,
+		FileWriteGUID:  ondisk.NewGUID(),
+		DataWriteGUID:  ondisk.NewGUID(),
+		Version:        ondisk.FormatVersion,
+		LogLength:      uint32(c.o.LogSize),
+		LogOffset:      ondisk.HeaderSectionSize,
+	}
+	for _, off := range headerOffsets {
+		h.Encode(b)
+		if back, err := ondisk.DecodeHeader(b); err != nil || back != h {
+			return fmt.Errorf("header does not read back as it was encoded: %+v: %w", back, err)
+		}
+		if _, err := c.f.WriteAt(b, off); err != nil {
+			return err
+		}
+		h.SequenceNumber++
+	}
+	return nil
+}

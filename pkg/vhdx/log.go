@@ -1,0 +1,231 @@
+package vhdx
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// page is a 4 KiB page of metadata and its place in the file.
+type page struct {
+	off  int64
+	data []byte
+}
+
+// logEntry is an entry in the ring.
+type logEntry struct {
+	sequence uint64
+	pos      uint32
+	length   uint32
+}
+
+// logWriter writes the log of a session. Write order of every metadata change:
+//
+//	payload -> entry -> sync -> apply -> sync -> entry with a later Tail -> sync -> reuse
+//
+// The first sync is the guest's flush. Applying is lazy and rides on later
+// flushes' syncs, so that in the steady state a flush costs one. All fields are
+// guarded by Image.committing.
+type logWriter struct {
+	offset   int64
+	length   uint32
+	guid     ondisk.GUID
+	sequence uint64 // of the last entry written
+	head     uint32 // where the next entry goes
+
+	entries []logEntry // in the ring, oldest first: what may not be overwritten
+	synced  uint64     // entries up to this number are durable
+	applied uint64     // pages of entries up to this number are in their place
+	settled uint64     // the same, durably
+	tailed  uint64     // settled when the last entry was written: what its Tail passes
+
+	// logged holds the newest logged copy of every page that is not in its
+	// place yet. Only copies are applied, never live pages (I-LOG-5).
+	logged map[int64][]byte
+	spare  [][]byte // page buffers for reuse
+	buf    []byte   // an entry being encoded
+	descs  []ondisk.LogDescriptor
+}
+
+// logReserve is kept free in the ring: a sector that separates head from tail and
+// one for the empty entry that moves the Tail when the ring is full.
+const logReserve = 2 * ondisk.LogSectorSize
+
+func (l *logWriter) used() uint32 {
+	var n uint32
+	for _, e := range l.entries {
+		n += e.length
+	}
+	return n
+}
+
+// fits reports whether the ring has room for an entry now.
+func (l *logWriter) fits(length int) bool {
+	return int64(l.used())+int64(length)+logReserve <= int64(l.length)
+}
+
+// maxPages is how many pages one entry may carry.
+func (l *logWriter) maxPages() int { return ondisk.MaxLogPages(l.length - logReserve) }
+
+// tail is the oldest entry whose pages are not durably in their place; from it
+// a replay starts. The entry about to be written is its own tail if all are.
+func (l *logWriter) tail() uint32 {
+	for _, e := range l.entries {
+		if e.sequence > l.settled {
+			return e.pos
+		}
+	}
+	return l.head
+}
+
+// appendEntry writes an entry with pages, whose data the log takes copies of. It is
+// durable after the next sync, which the caller follows with markSynced.
+// Precondition: the ring has room for it.
+func (im *Image) appendEntry(pages []page) error {
+	l := &im.log
+	l.descs = l.descs[:0]
+	for _, p := range pages {
+		l.descs = append(l.descs, ondisk.LogDescriptor{FileOffset: uint64(p.off), Length: ondisk.PageSize, Data: l.keep(p)})
+	}
+	length := ondisk.LogEntryLength(len(pages), len(pages))
+	im.space.mu.Lock()
+	size := uint64(im.space.end)
+	im.space.mu.Unlock()
+	e := ondisk.LogEntry{
+		LogEntryHeader: ondisk.LogEntryHeader{
+			Tail: l.tail(), SequenceNumber: l.sequence + 1, LogGUID: l.guid,
+			FlushedFileOffset: size, LastFileOffset: size,
+		},
+		Descriptors: l.descs,
+	}
+	if cap(l.buf) < length {
+		l.buf = alignedBytes(length)
+	}
+	buf := l.buf[:length]
+	if err := e.Encode(buf); err != nil {
+		return im.poisonWith(err)
+	}
+	if _, err := ondisk.DecodeLogEntry(buf, l.length); err != nil {
+		return im.poisonWith(fmt.Errorf("log entry does not read back as it was encoded: %w", err))
+	}
+	if err := im.writeRing(buf); err != nil {
+		return err
+	}
+	l.sequence++
+	l.tailed = l.settled
+	l.entries = append(l.entries, logEntry{l.sequence, l.head, uint32(length)})
+	l.head = (l.head + uint32(length)) % l.length
+	return nil
+}
+
+// keep stores the copy of a page that is logged.
+func (l *logWriter) keep(p page) []byte {
+	kept, ok := l.logged[p.off]
+	if !ok {
+		if n := len(l.spare); n > 0 {
+			kept, l.spare = l.spare[n-1], l.spare[:n-1]
+		} else {
+			kept = make([]byte, ondisk.PageSize)
+		}
+		l.logged[p.off] = kept
+	}
+	copy(kept, p.data)
+	return kept
+}
+
+func (im *Image) writeRing(buf []byte) error {
+	l := &im.log
+	first := min(uint32(len(buf)), l.length-l.head)
+	if err := im.writeMetadata(buf[:first], l.offset+int64(l.head)); err != nil {
+		return err
+	}
+	if first == uint32(len(buf)) {
+		return nil
+	}
+	return im.writeMetadata(buf[first:], l.offset)
+}
+
+// markSynced notes that a sync has succeeded: entries written before it are
+// durable, pages applied before it are in their place, and the space before
+// the newest durable entry's Tail is free (I-LOG-4).
+func (l *logWriter) markSynced() {
+	l.synced = l.sequence
+	l.entries = slices.DeleteFunc(l.entries, func(e logEntry) bool { return e.sequence <= l.tailed })
+	l.settled = l.applied
+}
+
+// apply writes the logged copies to their places, neighbours together. They
+// are there durably after the next sync. Precondition: their entries are
+// durable.
+func (im *Image) apply() error {
+	l := &im.log
+	if l.applied == l.synced && len(l.logged) == 0 {
+		return nil
+	}
+	offsets := slices.Sorted(maps.Keys(l.logged))
+	for len(offsets) > 0 {
+		n := 1
+		for n < len(offsets) && n < applyRun && offsets[n] == offsets[n-1]+ondisk.PageSize {
+			n++
+		}
+		run := alignedBytes(n * ondisk.PageSize)
+		for i, off := range offsets[:n] {
+			data := l.logged[off]
+			if im.opts.omit.has(orderApplyCopy) {
+				im.livePage(data, off)
+			}
+			copy(run[i*ondisk.PageSize:], data)
+			l.spare = append(l.spare, data)
+			delete(l.logged, off)
+		}
+		if err := im.writeMetadata(run, offsets[0]); err != nil {
+			return err
+		}
+		offsets = offsets[n:]
+	}
+	l.applied = l.synced
+	return nil
+}
+
+// applyRun bounds how many pages are applied in one write.
+const applyRun = 256
+
+// livePage is for the test that applying live pages is wrong.
+func (im *Image) livePage(data []byte, off int64) {
+	if b := im.bat.Load(); off >= b.offset && off < b.offset+b.length {
+		b.encodePage(data, (off-b.offset)/ondisk.PageSize)
+	}
+}
+
+// makeRoom frees the ring: everything logged is made durable, put in its place,
+// durably, and an empty entry whose Tail is itself says so.
+func (im *Image) makeRoom() error {
+	if !im.opts.omit.has(orderLogThenApply) {
+		if err := im.syncLog(syncCommit); err != nil {
+			return err
+		}
+	} else {
+		im.log.synced = im.log.sequence
+	}
+	if err := im.apply(); err != nil {
+		return err
+	}
+	if err := im.syncLog(syncApply); err != nil {
+		return err
+	}
+	if err := im.appendEntry(nil); err != nil {
+		return err
+	}
+	return im.syncLog(syncTail)
+}
+
+func (im *Image) syncLog(b barrier) error {
+	if err := im.sync(b); err != nil {
+		return err
+	}
+	im.headers.unsynced = false
+	im.log.markSynced()
+	return nil
+}

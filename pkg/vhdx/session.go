@@ -1,0 +1,186 @@
+package vhdx
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// begin starts the session of writes at the first of them. Order:
+//
+//	FileWriteGuid -> sync -> unreferenced space truncated and punched,
+//	first log entry -> sync -> LogGuid and DataWriteGuid -> sync -> the other header
+//
+// From then on a header names the log, and the log holds a valid entry (I-LOG-1).
+func (im *Image) begin() error {
+	if im.begun.Load() {
+		return nil
+	}
+	im.committing.Lock()
+	defer im.committing.Unlock()
+	if im.begun.Load() {
+		return nil
+	}
+	if err := im.usable(true); err != nil {
+		return err
+	}
+	if im.headers.current.LogLength == 0 {
+		return fmt.Errorf("%s: it has no log, so it cannot be written safely: %w", im.name, ErrUnsupported)
+	}
+	if err := im.startSession(); err != nil {
+		if im.Poisoned() == nil {
+			return im.poisonWith(err) // half-way: the headers in memory may be ahead of the file
+		}
+		return err
+	}
+	im.begun.Store(true)
+	im.writable.Store(im.Poisoned() == nil)
+	return nil
+}
+
+func (im *Image) startSession() error {
+	if err := im.renewFileWriteGUID(); err != nil {
+		return err
+	}
+	if err := im.scrub(); err != nil {
+		return err
+	}
+	h := im.headers.current
+	im.log = logWriter{
+		offset: int64(h.LogOffset), length: h.LogLength,
+		guid: ondisk.NewGUID(), logged: map[int64][]byte{},
+	}
+	publish := func() error {
+		if err := im.writeHeader(func(h *ondisk.Header) {
+			h.LogGUID, h.DataWriteGUID, h.LogVersion = im.log.guid, ondisk.NewGUID(), 0
+		}); err != nil {
+			return err
+		}
+		return im.syncHeader(syncLogGUID)
+	}
+	firstEntry := func() error {
+		if err := im.appendEntry(nil); err != nil {
+			return err
+		}
+		return im.syncLog(syncFirstEntry)
+	}
+	if im.opts.omit.has(orderEntryThenLogGUID) {
+		publish, firstEntry = firstEntry, publish
+	}
+	if err := firstEntry(); err != nil {
+		return err
+	}
+	if err := publish(); err != nil {
+		return err
+	}
+	return im.copyHeader()
+}
+
+// scrub leaves only proven-zero space outside the structures of the file: a
+// block that was written and lost before a power cut must not show through the
+// next owner of its space. The sync of the first log entry makes it durable.
+func (im *Image) scrub() error {
+	s := &im.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if im.opts.omit.has(orderProvenZero) {
+		s.end = roundUp(max(s.next, im.fileEnd), ondisk.MiB)
+		return im.f.Truncate(s.end)
+	}
+	s.end = s.next
+	if im.metadata.params.LeaveBlocksAllocated {
+		// It keeps its size; what QEMU left unmapped in it is used as it stands.
+		s.end = max(s.next, roundUp(im.fileEnd, ondisk.MiB))
+		if s.end > s.next {
+			s.free = append(s.free, extent{s.next, s.end - s.next})
+			s.next = s.end
+		}
+	}
+	if im.fileEnd != s.end {
+		if err := im.f.Truncate(s.end); err != nil {
+			return err
+		}
+	}
+	s.free = slices.DeleteFunc(s.free, func(e extent) bool {
+		return im.makeZero(e) != nil // not proven zero: never handed out
+	})
+	return nil
+}
+
+// makeZero makes unreferenced space read zero. A fixed image keeps it.
+func (im *Image) makeZero(e extent) error {
+	if z, ok := im.f.(ZeroRanger); ok && im.metadata.params.LeaveBlocksAllocated {
+		return z.ZeroRange(e.off, e.length)
+	}
+	return im.punch(e)
+}
+
+// Close ends the session: everything is committed and put in its place, the
+// log is empty, both headers are equal, and the file has no unused tail. Order:
+//
+//	log -> sync -> apply -> sync -> LogGuid zero -> sync -> truncate, the other header -> sync
+//
+// The file is closed in any case. After a failure the log is still there and
+// the next open replays it.
+func (im *Image) Close() error {
+	if im.closed.Swap(true) {
+		return fmt.Errorf("%s: %w", im.name, ErrClosed)
+	}
+	im.writable.Store(false)
+	im.pins.wait()
+	im.background.Wait()
+	im.committing.Lock()
+	defer im.committing.Unlock()
+	err := im.Poisoned()
+	if err == nil && im.begun.Load() {
+		err = im.endSession()
+	} else if err == nil && im.headers.unsynced {
+		err = im.sync(syncClosed)
+	}
+	return errors.Join(err, im.f.Close())
+}
+
+func (im *Image) endSession() error {
+	if err := im.commitLocked(); err != nil {
+		return err
+	}
+	if err := im.apply(); err != nil {
+		return err
+	}
+	if err := im.syncLog(syncCloseApply); err != nil {
+		return err
+	}
+	if err := im.clearLogGUID(syncCloseClear); err != nil {
+		return err
+	}
+	end := im.usedEnd()
+	if im.metadata.params.LeaveBlocksAllocated {
+		end = max(end, im.fileEnd)
+	}
+	if err := im.f.Truncate(end); err != nil {
+		return err
+	}
+	return im.sync(syncClosed)
+}
+
+// usedEnd is where the last structure of the file ends.
+func (im *Image) usedEnd() int64 {
+	h := im.headers.current
+	end := int64(h.LogOffset) + int64(h.LogLength)
+	for _, r := range im.regions.table.Regions {
+		end = max(end, int64(r.Offset)+int64(r.Length))
+	}
+	b := im.bat.Load()
+	for i := range b.entries {
+		if e := b.at(int64(i)); e.Offset() > 0 {
+			size := im.blockSize
+			if b.geometry.IsBitmap(int64(i)) {
+				size = ondisk.BitmapBlockSize
+			}
+			end = max(end, e.Offset()+size)
+		}
+	}
+	return end
+}

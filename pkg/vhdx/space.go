@@ -1,0 +1,243 @@
+package vhdx
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// extent is a range of the file in bytes, in whole MiB.
+type extent struct{ off, length int64 }
+
+func (e extent) end() int64 { return e.off + e.length }
+
+// space hands out proven-zero space and nothing else (I-SPACE-2). It comes from
+// the tail [next, end), which this open itself extended and made durable, and
+// from ranges inside the file whose punch is durable.
+type space struct {
+	mu      sync.Mutex
+	next    int64            // guarded by mu; first byte of the tail not handed out
+	end     int64            // guarded by mu; the file's durable size
+	free    []extent         // guarded by mu; proven zero, inside the file
+	tainted []extent         // guarded by mu; abandoned by failed writes, to be proven zero again
+	growth  *growth          // guarded by mu; under way, or nil
+	pending map[int64]*claim // guarded by mu; by payload block
+}
+
+// growth is one extension of the file.
+type growth struct {
+	done chan struct{}
+	err  error // valid after done
+}
+
+// claim is space for a block whose mapping is not published yet. All writers
+// of the block share it.
+type claim struct {
+	block     int64
+	off       int64
+	users     int  // guarded by space.mu
+	published bool // guarded by space.mu
+}
+
+// take returns size bytes of proven-zero space, growing the file when the tail
+// is used up and ahead of that when it runs low. Called without space.mu.
+func (im *Image) take(size int64) (int64, error) {
+	s := &im.space
+	for {
+		s.mu.Lock()
+		off, ok := s.carve(size)
+		if ok && s.growth == nil && s.end-s.next < im.growthStep/2 {
+			im.startGrowth(size)
+		}
+		if ok {
+			s.mu.Unlock()
+			return off, nil
+		}
+		if s.growth == nil {
+			im.startGrowth(size)
+		}
+		g := s.growth
+		s.mu.Unlock()
+		<-g.done
+		if g.err != nil {
+			return 0, g.err
+		}
+	}
+}
+
+// carve takes size bytes from the free ranges or the tail. Caller holds mu.
+func (s *space) carve(size int64) (int64, bool) {
+	for i, e := range s.free {
+		if e.length < size {
+			continue
+		}
+		s.free[i] = extent{e.off + size, e.length - size}
+		if e.length == size {
+			s.free = slices.Delete(s.free, i, i+1)
+		}
+		return e.off, true
+	}
+	if s.end-s.next < size {
+		return 0, false
+	}
+	off := s.next
+	s.next += size
+	return off, true
+}
+
+// startGrowth extends the file in the background by a step, and by at least
+// need bytes. Caller holds space.mu and has seen that no growth is under way.
+func (im *Image) startGrowth(need int64) {
+	s := &im.space
+	g := &growth{done: make(chan struct{})}
+	s.growth = g
+	target := s.end + roundUp(max(im.growthStep, need), ondisk.MiB)
+	im.background.Go(func() {
+		g.err = im.extend(target)
+		s.mu.Lock()
+		if g.err == nil {
+			s.end = target
+		}
+		s.growth = nil
+		s.mu.Unlock()
+		close(g.done)
+	})
+}
+
+// extend: size, sync. Only then may the space be handed out, or a log entry
+// name the new size as flushed (I-LOG-6).
+func (im *Image) extend(target int64) error {
+	if target > maxFileSize {
+		return fmt.Errorf("%s: grow the file to %#x: more than %#x: %w", im.name, target, int64(maxFileSize), ErrUnsupported)
+	}
+	if err := im.f.Truncate(target); err != nil {
+		return err
+	}
+	return im.sync(syncGrowth)
+}
+
+// claimBlock returns the claim on a block without space, shared with every
+// other writer of it; nil when the block got its space meanwhile.
+func (im *Image) claimBlock(block int64) (*claim, error) {
+	s := &im.space
+	for {
+		s.mu.Lock()
+		if c := s.pending[block]; c != nil {
+			c.users++
+			s.mu.Unlock()
+			return c, nil
+		}
+		if im.payload(block).State() == ondisk.BlockFullyPresent {
+			s.mu.Unlock()
+			return nil, nil
+		}
+		s.mu.Unlock()
+
+		off, err := im.take(im.blockSize)
+		if err != nil {
+			return nil, fmt.Errorf("%s: allocate payload block %d: %w", im.name, block, err)
+		}
+		s.mu.Lock()
+		if s.pending[block] == nil && im.payload(block).State() != ondisk.BlockFullyPresent {
+			c := &claim{block: block, off: off, users: 1}
+			s.pending[block] = c
+			s.mu.Unlock()
+			return c, nil
+		}
+		s.free = append(s.free, extent{off, im.blockSize}) // another writer was first; still proven zero
+		s.mu.Unlock()
+	}
+}
+
+// publish makes a claim's mapping visible: journal, then memory (I-MAP-1). The
+// payload has been written.
+func (im *Image) publish(c *claim) error {
+	for {
+		err := im.tryPublish(c)
+		if err == nil || !isJournalFull(err) {
+			return err
+		}
+		if err := im.commit(); err != nil {
+			im.abandon(c)
+			return err
+		}
+	}
+}
+
+func (im *Image) tryPublish(c *claim) error {
+	s := &im.space
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !c.published {
+		b := im.bat.Load()
+		index := b.payloadIndex(c.block)
+		entry := ondisk.MakeBATEntry(ondisk.BlockFullyPresent, c.off)
+		if err := im.record(JournalRecord{Kind: JournalMapped, Entry: uint64(index), Value: uint64(entry)}); err != nil {
+			if !isJournalFull(err) {
+				s.drop(c, im.blockSize)
+			}
+			return err
+		}
+		b.set(index, entry)
+		c.published = true
+		delete(s.pending, c.block)
+	}
+	c.users--
+	return nil
+}
+
+// abandon gives a claim up after a failed write. Space that nobody published
+// may hold anything now and is tainted.
+func (im *Image) abandon(c *claim) {
+	im.space.mu.Lock()
+	defer im.space.mu.Unlock()
+	im.space.drop(c, im.blockSize)
+}
+
+// drop removes one user of c. Caller holds mu.
+func (s *space) drop(c *claim, blockSize int64) {
+	c.users--
+	if c.users == 0 && !c.published {
+		delete(s.pending, c.block)
+		s.tainted = append(s.tainted, extent{c.off, blockSize})
+	}
+}
+
+// cleanTainted punches the space of failed writes. What it returns is proven
+// zero once the next sync has succeeded: give it to reclaim then.
+func (im *Image) cleanTainted() []extent {
+	s := &im.space
+	s.mu.Lock()
+	dirty := s.tainted
+	s.tainted = nil
+	s.mu.Unlock()
+	if im.opts.omit.has(orderTaint) {
+		return dirty
+	}
+	var clean []extent
+	for _, e := range dirty {
+		if im.punch(e) == nil {
+			clean = append(clean, e) // otherwise it stays unused; the next open finds it unreferenced
+		}
+	}
+	return clean
+}
+
+func (im *Image) reclaim(clean []extent) {
+	if len(clean) == 0 {
+		return
+	}
+	im.space.mu.Lock()
+	defer im.space.mu.Unlock()
+	im.space.free = append(im.space.free, clean...)
+}
+
+func (im *Image) punch(e extent) error {
+	p, ok := im.f.(HolePuncher)
+	if !ok {
+		return errHolesUnsupported
+	}
+	return p.PunchHole(e.off, e.length)
+}
