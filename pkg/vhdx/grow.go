@@ -107,10 +107,13 @@ func (im *Image) prepareGrowth(old *bat, region ondisk.Region, moved bool, size 
 	case moved:
 		table, pages, err = im.regionPages(region)
 		if err == nil {
+			err = im.allocate(b.offset, b.pages()*ondisk.PageSize) // I-SYNC-3
+		}
+		if err == nil {
 			err = im.writeBAT(b)
 		}
 	case b.pages() > old.pages():
-		err = im.zeroFile(b.pageOffset(old.pages()), b.pageOffset(b.pages()))
+		err = im.writeZeros(b.pageOffset(old.pages()), b.pageOffset(b.pages()))
 	}
 	if err != nil {
 		return table, nil, err

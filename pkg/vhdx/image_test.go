@@ -11,8 +11,6 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
-const mib = 1 << 20
-
 func create(t *testing.T, o vhdx.CreateOptions) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "disk.vhdx")
@@ -153,7 +151,7 @@ func TestGrow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := create(t, o)
 			im := open(t, path, vhdx.OpenOptions{})
-			p := bytes.Repeat([]byte{0x5a}, 3*mib)
+			p := bytes.Repeat([]byte{0x5a}, int(3*mib))
 			if _, err := im.WriteAt(p, mib); err != nil {
 				t.Fatal(err)
 			}

@@ -29,6 +29,9 @@ func (im *Image) begin() error {
 	if im.headers.current.LogLength == 0 {
 		return fmt.Errorf("%s: it has no log, so it cannot be written safely: %w", im.name, ErrUnsupported)
 	}
+	if err := im.reserveMetadata(); err != nil {
+		return err
+	}
 	if err := im.startSession(); err != nil {
 		if im.Poisoned() == nil {
 			return im.poisonWith(err) // half-way: the headers in memory may be ahead of the file
@@ -37,6 +40,28 @@ func (im *Image) begin() error {
 	}
 	im.begun.Store(true)
 	im.writable.Store(im.Poisoned() == nil)
+	return nil
+}
+
+// reserveMetadata makes the space of headers, log, metadata and BAT real, so
+// that none of their writes can fail for want of it (I-SYNC-3).
+func (im *Image) reserveMetadata() error {
+	a, ok := im.f.(Allocator)
+	if !ok {
+		return nil
+	}
+	h := im.headers.current
+	b := im.bat.Load()
+	for _, e := range []extent{
+		{0, ondisk.HeaderSectionSize},
+		{int64(h.LogOffset), int64(h.LogLength)},
+		{int64(im.metadata.region.Offset), int64(im.metadata.region.Length)},
+		{b.offset, b.pages() * ondisk.PageSize},
+	} {
+		if err := a.Allocate(e.off, e.length); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("reserve space for metadata at %#x: %w", e.off, err)
+		}
+	}
 	return nil
 }
 

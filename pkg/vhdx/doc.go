@@ -1,0 +1,69 @@
+// Package vhdx opens, creates and changes VHDX images (MS-VHDX 8.0): fixed and
+// dynamic, with 512 and 4096 byte logical sectors, crash-safe through the
+// format's own log. It knows nothing of Kubernetes or of block devices.
+//
+// # Vocabulary
+//
+// The virtual disk is cut into payload blocks; the BAT (block allocation table) says where in
+// the file each lies. Headers, region table, metadata and BAT are the
+// metadata; all but the headers change through the log. A session runs from
+// the first write after an open to Close. To commit is to log the changed
+// pages; to apply is to write the logged copies to their places.
+//
+// # The path of a write
+//
+//	block has space:  pwrite, answer                            no lock, no metadata
+//	block has none:   claim proven-zero space, pwrite,
+//	                  journal, mapping in memory, answer         nothing logged yet
+//	Flush:            copy dirty BAT pages -> one log entry
+//	                  -> one sync for payload and entry, answer  shared by all who flush
+//	later:            apply -> (sync of a later flush)
+//	                  -> an entry with a later Tail -> (sync) -> log space is free
+//
+// A power cut at any point shows each unflushed sector old or new, and all
+// flushed ones as flushed.
+//
+// # Invariants
+//
+// Log (log.go, replay.go, session.go):
+//
+//	I-LOG-1  LogGuid is published only after a valid first entry is durable.
+//	I-LOG-2  LogGuid set and no valid sequence is corrupt, never clean. Replay
+//	         starts at the entry that the head's Tail names.
+//	I-LOG-3  A file shorter than the head's FlushedFileOffset is refused; after
+//	         replay it is at least as long as LastFileOffset.
+//	I-LOG-4  Log space is reused only after a newer entry whose Tail has passed it is durable.
+//	I-LOG-5  What is logged is a copy of whole pages taken at commit; what is
+//	         applied is that copy, after its entry is durable, never the live page.
+//	I-LOG-6  Every entry carries FlushedFileOffset = LastFileOffset = a durable
+//	         size that covers all it maps.
+//
+// Sync (commit.go, image.go):
+//
+//	I-SYNC-1 A completed Flush has made data and mapping of every write that had returned durable.
+//	I-SYNC-2 Any failed sync and any failed metadata write poisons the image:
+//	         nothing is written any more, the first cause is told, reads go on.
+//	I-SYNC-3 Sessions reserve the space of all metadata before they write any, so
+//	         that a full share fails requests, not images.
+//
+// Space (space.go, layout.go):
+//
+//	I-SPACE-1 No two structures share a MiB. Open finds every overlap.
+//	I-SPACE-2 Only proven-zero space is handed out: past the end of the file that
+//	          this open extended, durably, or inside it after a durable punch.
+//	I-SPACE-3 Space of an abandoned write is tainted and goes the second way.
+//
+// Headers (headers.go):
+//
+//	I-HDR-1  A header slot is written only while the other one is durable.
+//	I-HDR-2  After begin, replay and Close both slots say the same.
+//	I-GUID-1 FileWriteGuid changes durably before anything but a header does.
+//	I-GUID-2 DataWriteGuid changes durably before the first change that a reader
+//	         of the disk could see, once per session; replay leaves it.
+//
+// Mappings (resolve.go, bat.go, pins.go):
+//
+//	I-MAP-1  Payload is in the file before its mapping is journalled, and that
+//	         before the mapping is visible in memory.
+//	I-MAP-2  A pinned or resolved range stays where it is until it is released.
+package vhdx
