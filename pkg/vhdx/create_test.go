@@ -19,11 +19,6 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
 )
 
-const (
-	gib = int64(1) << 30
-	tib = int64(1) << 40
-)
-
 func TestCreateOptionsCompleted(t *testing.T) {
 	tests := []struct {
 		name     string

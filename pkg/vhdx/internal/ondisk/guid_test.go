@@ -63,7 +63,7 @@ func TestGUIDRoundTrip(t *testing.T) {
 			t.Fatalf("through text: %v, %v; want %v", got, err, g)
 		}
 	})
-	if NewGUID() == NewGUID() || NewGUID().IsZero() || !(GUID{}).IsZero() {
+	if a, b := NewGUID(), NewGUID(); a == b || NewGUID().IsZero() || !(GUID{}).IsZero() {
 		t.Fatal("new GUIDs are neither zero nor equal")
 	}
 }

@@ -245,7 +245,7 @@ func (e LogEntry) Encode(dst []byte) error {
 		return errf(name, 8, "entry of %#x bytes, but room for %#x", sector, len(dst))
 	}
 	e.EntryLength, e.DescriptorCount = uint32(len(dst)), uint32(len(e.Descriptors))
-	e.LogEntryHeader.encode(dst)
+	e.encodeHeader(dst)
 	le.PutUint32(dst[logChecksumField:], Checksum(dst, logChecksumField))
 	return nil
 }
@@ -260,8 +260,8 @@ func encodeData(descriptor, sector, page []byte, sequence uint64) {
 	le.PutUint32(sector[dataMiddleEnd:], uint32(sequence))
 }
 
-// encode writes all fields but the checksum.
-func (h *LogEntryHeader) encode(dst []byte) {
+// encodeHeader writes all fields but the checksum.
+func (h *LogEntryHeader) encodeHeader(dst []byte) {
 	signature(dst, signatureLogEntry)
 	le.PutUint32(dst[8:], h.EntryLength)
 	le.PutUint32(dst[12:], h.Tail)
