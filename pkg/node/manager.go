@@ -1,0 +1,155 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// Manager stages and publishes the volumes of one node. Its methods may be
+// called from several goroutines.
+type Manager struct {
+	cfg     Config
+	journal *journal
+	boot    string
+	// open is Volumes.OpenImage; tests put plain files in its place.
+	open func(ctx context.Context, id string, readOnly bool) (image, error)
+	// step is told each step that a death could follow; tests die there.
+	step func(name string)
+
+	mu      sync.Mutex
+	ready   bool               // Recover has run, Shutdown has not
+	volumes map[string]*volume // every entry of the journal, by volume id
+	busy    map[string]bool    // ids of volumes that a call works on
+}
+
+// image is what this package needs of a *vhdx.Image.
+type image interface {
+	blockdev.Image
+	Grow(size int64) error
+	Blank() (bool, error)
+	Info() vhdx.Info
+	Close() error
+}
+
+// volume is an entry and what this process holds for it. Only the call that
+// has begun on its id changes it, under Manager.mu; others read it under that.
+type volume struct {
+	entry entry // as last made durable
+	image image
+	dev   blockdev.Device // nil: a leftover, or on the way up or down
+	size  int64           // of the device
+	stats statsCell
+}
+
+// up reports whether the volume is staged and its device served.
+func (v *volume) up() bool { return v.dev != nil && !ended(v.dev) }
+
+func ended(d blockdev.Device) bool {
+	select {
+	case <-d.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// dead says why a device has ended.
+func dead(d blockdev.Device) error {
+	if err := d.Err(); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDeviceDead, d.Path(), err)
+	}
+	return fmt.Errorf("%w: %s", ErrDeviceDead, d.Path())
+}
+
+// New opens the state directory. Call Recover before anything else.
+func New(c Config) (*Manager, error) {
+	if c.StateDir == "" || c.Volumes == nil || c.Attacher == nil {
+		return nil, fmt.Errorf("%w: state directory, volumes and attacher are needed", ErrInvalid)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	c.Deadlines = c.Deadlines.filled()
+	m := &Manager{
+		cfg: c, boot: strings.TrimSpace(string(boot)), step: func(string) {},
+		volumes: map[string]*volume{}, busy: map[string]bool{},
+	}
+	m.open = func(ctx context.Context, id string, readOnly bool) (image, error) {
+		im, err := c.Volumes.OpenImage(ctx, id, readOnly, vhdx.OpenOptions{ReadOnly: readOnly})
+		if err != nil {
+			return nil, err
+		}
+		return im, nil
+	}
+	if m.journal, err = openJournal(context.Background(), c.StateDir); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// begin makes the caller the only one that works on the volume (I-NODE-10).
+func (m *Manager) begin(id string) (end func(), err error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ready {
+		return nil, fmt.Errorf("volume %s: %w: the plugin is starting or stopping", id, ErrPending)
+	}
+	if m.busy[id] {
+		return nil, fmt.Errorf("volume %s: %w", id, ErrPending)
+	}
+	m.busy[id] = true
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.busy, id)
+	}, nil
+}
+
+func (m *Manager) lookup(id string) *volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.volumes[id]
+}
+
+// Held reports whether this process has the volume's image open.
+func (m *Manager) Held(volumeID string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v := m.volumes[volumeID]
+	return v != nil && v.image != nil
+}
+
+// change changes v where others may read it.
+func (m *Manager) change(do func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	do()
+}
+
+// record makes e the entry of v, durably first.
+func (m *Manager) record(v *volume, e entry) error {
+	if err := m.journal.put(e); err != nil {
+		return err
+	}
+	m.change(func() { v.entry = e })
+	return nil
+}
+
+// forget removes the entry of v, when nothing of it is left (I-NODE-1).
+func (m *Manager) forget(v *volume) error {
+	if err := m.journal.remove(v.entry.Volume); err != nil {
+		return err
+	}
+	m.change(func() { delete(m.volumes, v.entry.Volume) })
+	return nil
+}

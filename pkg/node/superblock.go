@@ -1,0 +1,126 @@
+package node
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// superblock is what the first bytes of a device say about its filesystem. It
+// is read from the image, before there is a device: so an error of reading is
+// an error of reading, never "nothing found".
+type superblock struct {
+	fsType string // "": none that this package knows
+	// finished: mkfs reached its end. mkfs.xfs clears sb_inprogress last,
+	// mkfs.btrfs writes the magic number last, mke2fs the superblock itself.
+	finished bool
+	// unused: finished and surely never mounted.
+	unused bool
+	ext4   *ext4Geometry
+}
+
+// ext4Geometry is what decides whether resize2fs would add a block.
+type ext4Geometry struct {
+	blocks, firstBlock     int64
+	blockSize              int64
+	perGroup, inodesPer    int64
+	inodeSize, reservedGDT int64
+}
+
+// Offsets from the beginning of the device.
+const (
+	ext4Super  = 0x400
+	btrfsSuper = 0x10000
+	superBytes = btrfsSuper + 0x1000
+)
+
+// readSuperblock looks for the wanted filesystem first: an old signature of
+// another one may be left where the wanted one writes nothing.
+func readSuperblock(r io.ReaderAt, size int64, want string) (superblock, error) {
+	b := make([]byte, superBytes)
+	n := min(size, superBytes)
+	if _, err := r.ReadAt(b[:n], 0); err != nil && !errors.Is(err, io.EOF) {
+		return superblock{}, fmt.Errorf("read superblock: %w", err)
+	}
+	if s := parseSuperblock(b, want); s.fsType != "" {
+		return s, nil
+	}
+	for _, t := range []string{"ext4", "xfs", "btrfs"} {
+		if s := parseSuperblock(b, t); s.fsType != "" {
+			return s, nil
+		}
+	}
+	return superblock{}, nil
+}
+
+func parseSuperblock(b []byte, fsType string) superblock {
+	switch fsType {
+	case "ext4":
+		return parseExt4(b[ext4Super : ext4Super+0x400])
+	case "xfs":
+		if string(b[:4]) != "XFSB" {
+			return superblock{}
+		}
+		// sb_inprogress at 126; sb_lsn at 240 is zero until the log has written it.
+		finished := b[126] == 0
+		return superblock{fsType: "xfs", finished: finished, unused: finished && binary.BigEndian.Uint64(b[240:]) == 0}
+	case "btrfs":
+		if string(b[btrfsSuper+0x40:btrfsSuper+0x48]) != "_BHRfS_M" {
+			return superblock{}
+		}
+		return superblock{fsType: "btrfs", finished: true}
+	}
+	return superblock{}
+}
+
+// parseExt4 reads struct ext4_super_block. ext2 and ext3 are found too, as
+// what they are: they lack extents or a journal.
+func parseExt4(b []byte) superblock {
+	le := binary.LittleEndian
+	if le.Uint16(b[0x38:]) != 0xEF53 {
+		return superblock{}
+	}
+	compat, incompat := le.Uint32(b[0x5C:]), le.Uint32(b[0x60:])
+	s := superblock{fsType: "ext4", finished: true}
+	if incompat&0x40 == 0 { // extents
+		s.fsType = "ext2"
+		if compat&0x4 != 0 { // has_journal
+			s.fsType = "ext3"
+		}
+	}
+	// s_mtime and s_mnt_count
+	s.unused = le.Uint32(b[0x2C:]) == 0 && le.Uint16(b[0x34:]) == 0
+	g := &ext4Geometry{
+		blocks:      int64(le.Uint32(b[0x4:])),
+		firstBlock:  int64(le.Uint32(b[0x14:])),
+		perGroup:    int64(le.Uint32(b[0x20:])),
+		inodesPer:   int64(le.Uint32(b[0x28:])),
+		inodeSize:   int64(le.Uint16(b[0x58:])),
+		reservedGDT: int64(le.Uint16(b[0xCE:])),
+	}
+	if incompat&0x80 != 0 { // 64bit
+		g.blocks |= int64(le.Uint32(b[0x150:])&0x7fffffff) << 32
+	}
+	if shift := le.Uint32(b[0x18:]); shift <= 6 && g.perGroup > 0 && g.firstBlock <= 1 {
+		g.blockSize = 1024 << shift
+		s.ext4 = g
+	}
+	return s
+}
+
+// growable reports whether resize2fs would add blocks on a device of this
+// size. A last group that is too small to hold its own tables stays unused, at
+// every stage anew, and costs a full check each time it is tried.
+func (g *ext4Geometry) growable(deviceSize int64) bool {
+	if g == nil {
+		return false
+	}
+	blocks := deviceSize / g.blockSize
+	last := (blocks - g.firstBlock) % g.perGroup
+	tables := (g.inodesPer*g.inodeSize + g.blockSize - 1) / g.blockSize
+	if last < 2+1+g.reservedGDT+tables+50 {
+		blocks -= last
+	}
+	return blocks > g.blocks
+}

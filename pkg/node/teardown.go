@@ -1,0 +1,172 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// tearDown removes all that is left of a volume, in reverse order of its
+// making, and the entry last (I-NODE-1). An error with the volume still
+// listed: the rest stays, and a later call goes on from there. An error with
+// the volume gone: the image could not be closed well.
+func (m *Manager) tearDown(ctx context.Context, v *volume) error {
+	if v.dev == nil && v.image == nil {
+		return m.tearDownLeftover(ctx, v)
+	}
+	for _, path := range slices.Backward(v.entry.Staging) {
+		if err := v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0); err != nil {
+			return err
+		}
+	}
+	m.step("unmounted")
+	if v.dev != nil {
+		if err := v.dev.Detach(ctx); err != nil {
+			return deviceBusy(fmt.Errorf("detach %s: %w", v.dev.Path(), err))
+		}
+		m.change(func() { v.dev = nil })
+		m.step("detached")
+	}
+	var closed error
+	if v.image != nil {
+		closed = v.image.Close()
+		m.change(func() { v.image = nil })
+		m.step("closed")
+	}
+	if err := m.forget(v); err != nil {
+		return errors.Join(err, closed)
+	}
+	if closed != nil {
+		return fmt.Errorf("close image of volume %s: %w", v.entry.Volume, closed)
+	}
+	return nil
+}
+
+// tearDownLeftover removes what a process that is no more has left.
+func (m *Manager) tearDownLeftover(ctx context.Context, v *volume) error {
+	e := v.entry
+	paths := slices.Clone(e.Staging)
+	for _, t := range e.Targets {
+		paths = append(paths, t.Path)
+	}
+	for _, path := range slices.Backward(paths) {
+		if err := m.unmountLeftover(ctx, e, path); err != nil {
+			return err
+		}
+	}
+	if err := m.cfg.Attacher.Teardown(ctx, e.Volume); err != nil {
+		return deviceBusy(fmt.Errorf("remove the dead device: %w", err))
+	}
+	return m.forget(v)
+}
+
+// unmountLeftover unmounts what is the entry's own at path. A busy mount is
+// detached lazily only if its device answers nobody: what uses it can write
+// nothing any more, and kubelet gets its directory back (I-NODE-7).
+func (m *Manager) unmountLeftover(ctx context.Context, e entry, path string) error {
+	err := e.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0)
+	if !errors.Is(err, ErrBusy) || !m.provenDead(ctx, e.Device) {
+		return err
+	}
+	klog.FromContext(ctx).Info("Detaching a busy mount of a dead device", "volume", e.Volume, "device", e.Device.Path, "path", path)
+	return e.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, unix.MNT_DETACH)
+}
+
+// provenDead reports whether a read past the page cache fails. No answer is no
+// proof.
+func (m *Manager) provenDead(ctx context.Context, d *deviceID) bool {
+	_, err := self(ctx, m.cfg.Deadlines.Probe, cmdRead, d.Path,
+		strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10))
+	return errors.Is(err, unix.EIO)
+}
+
+// unused answers ErrBusy with what still has the volume mounted, other than at
+// the paths given.
+func (m *Manager) unused(v *volume, except []string) error {
+	t, err := readMounts()
+	if err != nil {
+		return err
+	}
+	var users []string
+	for _, x := range v.entry.Targets {
+		if mi := t.at(x.Path); mi != nil && v.entry.owns(mi) {
+			users = append(users, x.Path)
+		}
+	}
+	// Bind mounts that others made of it: a subPath, a restored pod.
+	for _, path := range t.of(v.entry.Device) {
+		if !slices.Contains(except, path) && !slices.Contains(users, path) {
+			users = append(users, path)
+		}
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("%w: still mounted at %s", ErrBusy, strings.Join(users, ", "))
+	}
+	return nil
+}
+
+// Unstage undoes Stage for one staging path; with the last of them the device
+// goes, and the image is closed clean. Nothing there is success.
+func (m *Manager) Unstage(ctx context.Context, volumeID, stagingPath string) error {
+	stagingPath, err := cleanPath(stagingPath)
+	if err != nil {
+		return err
+	}
+	end, err := m.begin(volumeID)
+	if err != nil {
+		return err
+	}
+	defer end()
+	v := m.lookup(volumeID)
+	if v == nil || !slices.Contains(v.entry.Staging, stagingPath) {
+		err = notMounted(stagingPath)
+	} else {
+		err = m.unstage(ctx, v, stagingPath)
+	}
+	if err != nil {
+		return fmt.Errorf("unstage volume %s: %w", volumeID, err)
+	}
+	return nil
+}
+
+// notMounted is success where kubelet may take the path as unstaged.
+func notMounted(path string) error {
+	t, err := readMounts()
+	if err != nil {
+		return err
+	}
+	if mi := t.at(path); mi != nil {
+		return fmt.Errorf("%w: %s, and no journal entry knows of it; unmount it by hand", ErrForeignMount, describe(mi))
+	}
+	return nil
+}
+
+func (m *Manager) unstage(ctx context.Context, v *volume, path string) error {
+	if len(v.entry.Staging) == 1 {
+		if v.dev != nil {
+			if err := m.unused(v, v.entry.Staging); err != nil {
+				return err
+			}
+		}
+		return m.tearDown(ctx, v)
+	}
+	t, err := readMounts()
+	if err != nil {
+		return err
+	}
+	for _, x := range v.entry.Targets {
+		if mi := t.at(x.Path); x.Staging == path && mi != nil && v.entry.owns(mi) {
+			return fmt.Errorf("%w: still mounted at %s", ErrBusy, x.Path)
+		}
+	}
+	if err := v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0); err != nil {
+		return err
+	}
+	return m.record(v, v.entry.withoutStaging(path))
+}
