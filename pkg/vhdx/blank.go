@@ -17,6 +17,8 @@ type dataSeeker interface {
 // payload block has space, or those that have hold holes or zeros (read and
 // compared; holes are skipped where the filesystem tells them).
 func (im *Image) Blank() (bool, error) {
+	pin := im.pins.enter()
+	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return false, err
 	}

@@ -55,6 +55,8 @@ func (im *Image) Descriptor() (fd, align int) {
 
 // ReadAt reads like [io.ReaderAt]; io.EOF at the end of the virtual disk.
 func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	pin := im.pins.enter() // Close waits for those inside, and those after it see that it is closed
+	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return 0, err
 	}
@@ -66,8 +68,6 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 	if short {
 		p = p[:size-off]
 	}
-	pin := im.pins.enter()
-	defer im.pins.leave(pin)
 	for done := 0; done < len(p); {
 		n, err := im.readBlock(p[done:], off+int64(done))
 		done += n
@@ -114,7 +114,10 @@ func (im *Image) WriteAt(p []byte, off int64) (int, error) {
 		return n, err
 	}
 	im.pins.leave(pin)
-	if err := im.ready(off, int64(len(p))); err != nil {
+	if err := im.usable(true); err != nil {
+		return 0, err
+	}
+	if err := im.checkRange(off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	var r Resolution
@@ -145,17 +148,6 @@ func (im *Image) writeResolved(p []byte, r *Resolution) error {
 		return err
 	}
 	return r.Commit()
-}
-
-// ready checks a request that changes the disk and begins the session.
-func (im *Image) ready(off, n int64) error {
-	if err := im.usable(true); err != nil {
-		return err
-	}
-	if err := im.checkRange(off, n); err != nil {
-		return err
-	}
-	return im.begin()
 }
 
 // WriteZeroes makes a range read zero. Blocks that have space keep it; blocks

@@ -28,15 +28,19 @@ type Resolution struct {
 // may block, for the file to grow.
 func (im *Image) Resolve(write bool, off, n int64, r *Resolution) error {
 	if write {
-		if err := im.ready(off, n); err != nil {
+		if err := im.begin(); err != nil {
 			return err
 		}
-	} else if err := im.usable(false); err != nil {
-		return err
-	} else if err := im.checkRange(off, n); err != nil {
-		return err
 	}
 	*r = Resolution{Extents: r.Extents[:0], im: im, pin: im.pins.enter(), claims: r.claims[:0]}
+	err := im.usable(write)
+	if err == nil {
+		err = im.checkRange(off, n)
+	}
+	if err != nil {
+		r.end()
+		return err
+	}
 	for end := off + n; off < end; {
 		e := Extent{Offset: off, Length: min(end-off, im.blockSize-off&(im.blockSize-1)), FileOffset: -1}
 		place, err := im.placeOf(off>>im.blockShift, write, r)

@@ -15,8 +15,8 @@ import (
 //
 // From then on a header names the log, and the log holds a valid entry (I-LOG-1).
 func (im *Image) begin() error {
-	if im.begun.Load() {
-		return nil
+	if im.begun.Load() || im.opts.ReadOnly {
+		return im.usable(true)
 	}
 	im.committing.Lock()
 	defer im.committing.Unlock()
@@ -155,9 +155,9 @@ func (im *Image) Close() error {
 	}
 	im.writable.Store(false)
 	im.pins.wait()
-	im.background.Wait()
 	im.committing.Lock()
 	defer im.committing.Unlock()
+	im.background.Wait() // nobody is left to start another growth
 	err := im.Poisoned()
 	if err == nil && im.begun.Load() {
 		err = im.endSession()

@@ -1,0 +1,221 @@
+package vhdx_test
+
+import (
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
+)
+
+var (
+	_ vhdx.File        = (*vhdxtest.File)(nil)
+	_ vhdx.HolePuncher = (*vhdxtest.File)(nil)
+	_ vhdx.ZeroRanger  = (*vhdxtest.File)(nil)
+	_ vhdx.Allocator   = (*vhdxtest.File)(nil)
+)
+
+var (
+	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 4000 with -short)")
+	crashSeed   = flag.Uint64("crash.seed", 0, "run this workload only")
+	crashStep   = flag.String("crash.step", "", "with -crash.seed: cut at this step only, as a failure prints it: step.image/step.image/...")
+)
+
+// place is where in a run an image was made: the step of the medium and the
+// number of the plan, once for every power cut it has been through.
+type place []cut
+
+type cut struct{ step, image int }
+
+func (p place) String() string {
+	var parts []string
+	for _, c := range p {
+		parts = append(parts, fmt.Sprintf("%d.%d", c.step, c.image))
+	}
+	return strings.Join(parts, "/")
+}
+
+// chance returns a number that depends on the seed and the place only.
+func (p place) chance(seed uint64, what string) uint64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%d %s %s", seed, p, what)
+	return h.Sum64() >> 8
+}
+
+// parsePlace reads what -crash.step holds; an image of -1 means all.
+func parsePlace(s string) (place, error) {
+	var p place
+	for part := range strings.SplitSeq(s, "/") {
+		step, image, found := strings.Cut(part, ".")
+		c := cut{image: -1}
+		var err error
+		if c.step, err = strconv.Atoi(step); err != nil {
+			return nil, fmt.Errorf("-crash.step=%s: %w", s, err)
+		}
+		if found {
+			if c.image, err = strconv.Atoi(image); err != nil {
+				return nil, fmt.Errorf("-crash.step=%s: %w", s, err)
+			}
+		}
+		p = append(p, c)
+	}
+	return p, nil
+}
+
+// visits counts distinct images over all workloads.
+type visits struct {
+	mu     sync.Mutex
+	images map[uint64]struct{}
+	opened int
+}
+
+func newVisits() *visits { return &visits{images: map[uint64]struct{}{}} }
+
+func (v *visits) add(hash uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.images[hash] = struct{}{}
+	v.opened++
+}
+
+func (v *visits) count() (distinct, opened int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.images), v.opened
+}
+
+// effort says how much is done at each step.
+type effort struct {
+	images int // at each step of the workload
+	deeper int // at each step of what follows a first cut
+	nested int // of how many images one is cut again while it is opened
+	goOn   int // of how many images one is written on, and cut at each step of that
+	ops    int // so many operations
+	depth  int // cuts one after the other
+}
+
+// harness runs one workload and cuts its power everywhere.
+type harness struct {
+	seed   uint64
+	opts   vhdx.OpenOptions
+	effort effort
+	visits *visits
+	only   place
+
+	mu     sync.Mutex
+	failed error
+	tried  map[trial]bool
+}
+
+// trial is an image and the version of the model that it was judged by.
+type trial struct {
+	image   uint64
+	model   *vhdxtest.Model
+	version uint64
+}
+
+func newHarness(seed uint64, v *visits) *harness {
+	return &harness{
+		seed: seed, visits: v, tried: map[trial]bool{},
+		effort: effort{images: 14, deeper: 3, nested: 40, goOn: 60, ops: 6, depth: 3},
+	}
+}
+
+// fail keeps the first failure, with how to see it again.
+func (h *harness) fail(at place, plan string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.failed == nil {
+		h.failed = fmt.Errorf("seed %d, step.image %s, %s: %w\nreproduce: go test ./pkg/vhdx -run 'TestCrash$' -crash.seed=%d -crash.step=%s",
+			h.seed, at, plan, err, h.seed, at)
+	}
+}
+
+func (h *harness) err() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failed
+}
+
+// wants reports whether a cut at depth len(at)-1 is to be made.
+func (h *harness) wants(at place) bool {
+	d := len(at) - 1
+	return d >= len(h.only) || h.only[d].step == at[d].step && (h.only[d].image < 0 || at[d].image < 0 || h.only[d].image == at[d].image)
+}
+
+// session is an open of an image, as the cuts during it judge it.
+type session struct {
+	model *vhdxtest.Model
+	watch vhdxtest.Watcher
+	// start is the file before the open, and what it showed then.
+	start    *vhdxtest.File
+	headers  vhdxtest.Header
+	observed *vhdxtest.Observed
+}
+
+func newSession(start *vhdxtest.File, m *vhdxtest.Model, seen *vhdxtest.Observed) (*session, error) {
+	hs, err := vhdxtest.Headers(start)
+	if err != nil {
+		return nil, err
+	}
+	return &session{model: m, start: start, headers: hs[0], observed: seen}, nil
+}
+
+// hook cuts at every step of a file.
+func (h *harness) hook(s *session, before place, images int) func(*vhdxtest.Snapshot) {
+	return func(snap *vhdxtest.Snapshot) {
+		at := append(before[:len(before):len(before)], cut{snap.Step(), -1})
+		if h.err() != nil || !h.wants(at) {
+			return
+		}
+		if err := s.watch.Check(snap); err != nil {
+			h.fail(at, "write-ahead", err)
+			return
+		}
+		h.cut(snap, s, at, images)
+	}
+}
+
+// cut makes images of one step and judges each.
+func (h *harness) cut(snap *vhdxtest.Snapshot, s *session, at place, images int) {
+	if snap.Undecided() == 0 {
+		images = 1
+	}
+	last := len(at) - 1
+	for i := range images {
+		at[last].image = i
+		if h.err() != nil || !h.wants(at) {
+			continue
+		}
+		plan := snap.Plan(h.seed, i)
+		image := snap.Image(plan)
+		t := trial{image.Hash(), s.model, s.model.Version()}
+		h.mu.Lock()
+		again := h.tried[t]
+		h.tried[t] = true
+		h.mu.Unlock()
+		if again {
+			continue
+		}
+		h.visits.add(t.image)
+		if err := h.judge(image, s, at); err != nil {
+			h.fail(at, plan.Name, err)
+		}
+	}
+}
+
+// wantImages is how many distinct images a test visits.
+func wantImages() int {
+	switch {
+	case *crashImages > 0:
+		return *crashImages
+	case testing.Short():
+		return 4000
+	}
+	return 100000
+}

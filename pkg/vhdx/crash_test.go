@@ -1,0 +1,72 @@
+package vhdx_test
+
+import (
+	"fmt"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestCrash cuts the power of random workloads at every step of the medium,
+// in many ways each, and proves that every image opens and shows the flushed
+// data, old or new sectors where nothing was flushed, and no foreign byte;
+// that its replay may be cut as well, and that it can be written on.
+func TestCrash(t *testing.T) {
+	if *crashSeed > 0 {
+		oneSeed(t)
+		return
+	}
+	v, want := newVisits(), wantImages()
+	var seeds atomic.Uint64
+	var failed atomic.Bool
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range max(2, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for !failed.Load() {
+				if n, _ := v.count(); n >= want {
+					return
+				}
+				if err := crashSeedOnce(seeds.Add(1), v, nil); err != nil {
+					failed.Store(true)
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	distinct, opened := v.count()
+	t.Attr("images", strconv.Itoa(distinct))
+	t.Logf("%d distinct images, %d judged, seeds 1 to %d, %v", distinct, opened, seeds.Load(), time.Since(began).Round(time.Second))
+}
+
+// oneSeed repeats what a failure printed.
+func oneSeed(t *testing.T) {
+	var only place
+	if *crashStep != "" {
+		var err error
+		if only, err = parsePlace(*crashStep); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := newVisits()
+	if err := crashSeedOnce(*crashSeed, v, only); err != nil {
+		t.Error(err)
+	}
+	distinct, opened := v.count()
+	t.Logf("%d distinct images, %d judged", distinct, opened)
+}
+
+// crashSeedOnce runs the workload that a seed stands for.
+func crashSeedOnce(seed uint64, v *visits, only place) error {
+	kind := workloads[seed%uint64(len(workloads))]
+	h := newHarness(seed, v)
+	h.only = only
+	if err := h.runWorkload(kind); err != nil {
+		return fmt.Errorf("workload %q: %w", kind.name, err)
+	}
+	return nil
+}
