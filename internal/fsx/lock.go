@@ -48,3 +48,17 @@ func setLock(f *os.File, r Range, typ int16) error {
 		}
 	})
 }
+
+// Dup is another descriptor of the same open file description: it has the same
+// locks, and they last until both are closed.
+func Dup(f *os.File) (*os.File, error) {
+	fd := -1
+	err := withFD(f, func(old int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return nil, named("duplicate", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}

@@ -145,6 +145,15 @@ func (t *Tree) Remove(name string) error {
 	return d.Sync()
 }
 
+// RemoveLazily is Remove for what may come back after a power cut.
+func (t *Tree) RemoveLazily(name string) error {
+	err := t.root.Remove(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return named("remove", name, err)
+}
+
 // Mkdir makes a directory durably. One that is there is success.
 func (t *Tree) Mkdir(name string) error {
 	parent, err := t.Dir(path.Dir(name))

@@ -1,2 +1,53 @@
-// Package pool keeps volumes as files in a shared directory.
+// Package pool keeps volumes as files in a directory that any number of
+// controllers and nodes share. The share is the database: there is no other.
+//
+//	pool.json                      marker: format version, UUID, name
+//	account.json                   sum of committed bytes, unfinished operations
+//	locks                          empty; its byte ranges are the locks
+//	volumes/<xx>/<hash>.json       a volume's record; hash is that of its name
+//	images/<xx>/<uuid>.vhdx        images
+//	nodes/<xx>/<hash>.json         nodes
+//	leases/<xx>/<uuid>.json        who has an image open, for people
+//	snapshots/ groups/             not used yet
+//	tmp/                           files before they get their name
+//
+// Invariants:
+//
+//	I-POOL-1  One live volume per name. Its record is linked under the hash of
+//	          the name, which succeeds once; the lock of the name is only what
+//	          keeps two creations from both building an image.
+//	I-POOL-2  A record appears only after its image is complete and the image,
+//	          its directory entry and the record itself are synced.
+//	I-POOL-3  What is being built cannot be collected: its name's lock and its
+//	          image's lock are held, and it cannot be committed once it has
+//	          been collected (errSuperseded).
+//	I-POOL-4  Nothing that holds data is removed because something else is
+//	          missing or unreadable. An image is removed by the deletion of its
+//	          record, or when the account names it as that of a creation whose
+//	          record does not exist, nobody has it locked, and it is incomplete
+//	          or blank.
+//	I-POOL-5  Deletion has two phases. A record that says deleting is no volume
+//	          any more; its image goes before it does. Every step is durable
+//	          before the next and can be repeated by anybody.
+//	I-POOL-6  A volume id names one incarnation. No call with it touches
+//	          another incarnation of the same name.
+//	I-POOL-7  The account's sum is the sum of committed bytes over all records,
+//	          deleting ones included, but for the operations it lists: a listed
+//	          creation or growth is not in the sum, a listed deletion still is,
+//	          whether or not the record already shows it.
+//	I-POOL-8  Sum plus listed creations and growths never exceed what the
+//	          policy allows at the time one is admitted, by any controller.
+//	I-POOL-9  A file is replaced under a lock only while that lock is young
+//	          (maxHold), or under the account's lock with the operation still
+//	          listed there; so a process that slept through the loss of its
+//	          lock changes nothing.
+//	I-POOL-10 A file of a higher format version is refused. Fields of this
+//	          version that this program does not know are kept.
+//	I-POOL-11 A list shows every volume that exists from its first page to its
+//	          last exactly once, in the order of pools and hashes.
+//	I-POOL-12 No path leaves the directory, no symlink in it is followed, and
+//	          nothing but a regular file is opened. Whatever else is there is
+//	          named by Problems and harms nothing but itself.
+//	I-POOL-13 No operation's work grows with the number of volumes, except
+//	          Problems and the recount of a lost account.
 package pool

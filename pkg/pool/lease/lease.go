@@ -65,6 +65,7 @@ type Leaser interface {
 	// Acquire takes the lease of image name on f, which must be the very
 	// description that all I/O of the image will use. It does not wait: ErrHeld.
 	Acquire(ctx context.Context, name string, f *os.File, m Mode) (Lease, error)
-	// Held reports whether anybody else than f's description has the lease, and who.
-	Held(ctx context.Context, name string, f *os.File) (Holder, bool, error)
+	// Claim is an exclusive Acquire for a moment: nothing is recorded, and it
+	// ends when f is closed.
+	Claim(name string, f *os.File) error
 }

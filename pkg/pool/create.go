@@ -1,0 +1,186 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// createVolume makes a volume or returns the one of that name:
+//
+//	begin (room reserved, image named) -> image made, locked, complete, synced
+//	-> its directory synced -> commit (record linked, directory synced, account)
+//
+// Two controllers that get past each other's lock still agree: the record is
+// linked, so one of them finds that it exists (I-POOL-1).
+func (p *Pool) createVolume(ctx context.Context, spec Spec) (Volume, error) {
+	spec, err := p.complete(spec)
+	if err != nil {
+		return Volume{}, err
+	}
+	s, err := p.lockVolume(ctx, hashOf(spec.Name))
+	if err != nil {
+		return Volume{}, err
+	}
+	defer s.close()
+	r, err := p.readRecord(s.hash)
+	if err == nil && r.Deleting {
+		if err := s.delete(ctx, r); err != nil {
+			return Volume{}, fmt.Errorf("finish the deletion of %s: %w", r.ID, err)
+		}
+		err = fs.ErrNotExist
+	}
+	switch {
+	case err == nil:
+		return p.existing(r, spec)
+	case errors.Is(err, fs.ErrNotExist):
+		return s.create(ctx, spec)
+	}
+	return Volume{}, err
+}
+
+// complete checks a spec and fills in its size.
+func (p *Pool) complete(spec Spec) (Spec, error) {
+	if spec.Name == "" || len(spec.Name) > MaxName {
+		return spec, fmt.Errorf("volume name of %d bytes: %w: 1 to %d", len(spec.Name), ErrInvalid, MaxName)
+	}
+	if f := spec.Params.fault(); f != "" {
+		return spec, fmt.Errorf("volume %q: %w: %s", spec.Name, ErrInvalid, f)
+	}
+	if spec.Size < 0 || spec.Limit < 0 || spec.Limit > 0 && spec.Size > spec.Limit {
+		return spec, fmt.Errorf("volume %q: %w: size %d with limit %d", spec.Name, ErrInvalid, spec.Size, spec.Limit)
+	}
+	sector := spec.Params.sector()
+	if spec.Size == 0 {
+		spec.Size = defaultSize
+		if spec.Limit > 0 {
+			spec.Size = min(spec.Size, spec.Limit/sector*sector)
+		}
+	}
+	if spec.Size == 0 || spec.Size > maxSize {
+		return spec, fmt.Errorf("volume %q: %w: %d bytes, largest %d", spec.Name, ErrOutOfRange, spec.Size, int64(maxSize))
+	}
+	spec.Size = roundUp(spec.Size, sector)
+	if spec.Limit > 0 && spec.Size > spec.Limit {
+		return spec, fmt.Errorf("volume %q: %w: no multiple of %d from %d to %d", spec.Name, ErrOutOfRange, sector, spec.Size, spec.Limit)
+	}
+	return spec, nil
+}
+
+// existing answers a creation with the volume there is, if it fits. Its record
+// may have been linked by a process that died before it could sync.
+func (p *Pool) existing(r *record, spec Spec) (Volume, error) {
+	switch {
+	case r.name() != spec.Name:
+		return Volume{}, fmt.Errorf("volume %q: %w: another name, %q, has its hash", spec.Name, ErrConflict, r.name())
+	case r.Size < spec.Size || spec.Limit > 0 && r.Size > spec.Limit:
+		return Volume{}, fmt.Errorf("volume %q: %w: it has %d bytes", spec.Name, ErrConflict, r.Size)
+	case r.Params != spec.Params:
+		return Volume{}, fmt.Errorf("volume %q: %w: its parameters are %+v", spec.Name, ErrConflict, r.Params)
+	}
+	if err := p.tree.SyncDir(path.Dir(p.recordPath(r.id.hash))); err != nil {
+		return Volume{}, err
+	}
+	return p.volume(r), nil
+}
+
+func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
+	r := newRecord(s.p, spec)
+	o := s.p.newOperation(opCreate, r, r.Committed)
+	if err := s.begin(ctx, o, nil); err != nil {
+		return Volume{}, s.p.full(err, o)
+	}
+	ctx = context.WithoutCancel(ctx)
+	f, err := s.p.buildImage(r)
+	if err == nil {
+		err = s.commit(ctx, o, func() error { return s.p.linkRecord(r) })
+		f.Close() // only now is the image anybody's
+	}
+	if err != nil {
+		return s.afterFailure(ctx, r, o, err)
+	}
+	return s.p.volume(r), nil
+}
+
+// afterFailure undoes a creation, unless its record was linked after all.
+func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cause error) (Volume, error) {
+	if err := s.resolve(ctx, o); err != nil {
+		// It stays in the account, which names the image, for the collector.
+		return Volume{}, errors.Join(s.p.full(cause, o), fmt.Errorf("undo: %w", err))
+	}
+	if errors.Is(cause, errSuperseded) || errors.Is(cause, errNoAccount) {
+		cause = fmt.Errorf("create volume %q: %w: %w", r.name(), ErrBusy, cause)
+	}
+	return Volume{}, s.p.full(cause, o)
+}
+
+// buildImage makes the image, complete and durable, and returns it open and
+// locked (I-POOL-3).
+func (p *Pool) buildImage(r *record) (io.Closer, error) {
+	name := imagePath(r.Image)
+	if err := p.tree.Mkdir(path.Dir(name)); err != nil {
+		return nil, err
+	}
+	f, err := p.tree.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.leases.Claim(r.Image, f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	osf, err := vhdx.NewOSFile(f, vhdx.FileOptions{NoLock: true})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	if err = p.fillImage(osf, r); err == nil {
+		err = p.tree.SyncDir(path.Dir(name))
+	}
+	if err != nil {
+		osf.Close()
+		return nil, fmt.Errorf("build image %s: %w", name, err)
+	}
+	return osf, nil
+}
+
+func (p *Pool) fillImage(f *vhdx.OSFile, r *record) error {
+	_, err := vhdx.CreateOn(p.stepped(f), vhdx.CreateOptions{
+		Size: r.Size, Fixed: r.Params.Fixed, BlockSize: r.Params.BlockSize, LogSize: r.Params.LogSize,
+		LogicalSectorSize: r.Params.LogicalSectorSize,
+	})
+	if errors.Is(err, vhdx.ErrInvalid) {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return err
+}
+
+// linkRecord makes the volume exist.
+func (p *Pool) linkRecord(r *record) error {
+	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	name := p.recordPath(r.id.hash)
+	if err := p.tree.Mkdir(path.Dir(name)); err != nil {
+		return err
+	}
+	return p.tree.LinkOnce(name, b)
+}
+
+// full turns a full filesystem or quota into ErrNoSpace.
+func (p *Pool) full(err error, o *operation) error {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.Is(err, ErrNoSpace) {
+		return err
+	}
+	ph, _ := p.physical() //nolint:errcheck // zero is what the message says then
+	return errors.Join(&SpaceError{Pool: p.name, Want: o.Bytes, Have: ph.free, Bound: "the filesystem"}, err)
+}
