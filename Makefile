@@ -57,7 +57,7 @@ test-short: ## the unit tests in their short form, no lint
 
 .PHONY: crash
 crash: ## the power-cut test with CRASH_IMAGES (2000000) distinct images
-	$(GO) test ./pkg/vhdx -run TestCrash -crash.images=$(CRASH_IMAGES) -timeout 0 -v
+	$(GO) test ./pkg/vhdx -run 'TestCrash$$' -crash.images=$(CRASH_IMAGES) -timeout 0 -v
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)
@@ -74,6 +74,7 @@ bench: build ## speed against qemu-storage-daemon and a raw loop device
 
 .PHONY: lint
 lint: $(BIN)/tools/golangci-lint ## golangci-lint, and a note of what has grown long
+	$(GO) mod tidy -diff
 	$(BIN)/tools/golangci-lint run
 	@$(GO) run ./tools/sizes
 
