@@ -2,10 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
-
-	"errors"
 
 	"k8s.io/klog/v2"
 )
@@ -34,12 +33,10 @@ func (m *Manager) Expand(ctx context.Context, volumeID, path string) (int64, err
 }
 
 func (m *Manager) expand(ctx context.Context, v *volume) (int64, error) {
-	switch {
-	case v.dev == nil:
-		return 0, fmt.Errorf("%w: it is left from an earlier process, or a failed call", ErrNotStaged)
-	case ended(v.dev):
-		return 0, dead(v.dev)
-	case v.entry.ReadOnly:
+	if err := v.usable(); err != nil {
+		return 0, err
+	}
+	if v.entry.ReadOnly {
 		return 0, fmt.Errorf("%w: staged read-only", ErrIncompatible)
 	}
 	rec, err := m.cfg.Volumes.Volume(ctx, v.entry.Volume)
@@ -61,11 +58,15 @@ func (m *Manager) expand(ctx context.Context, v *volume) (int64, error) {
 	if v.entry.Block {
 		return size, nil
 	}
+	sb, err := readSuperblock(v.image, size, v.entry.FSType)
+	if err != nil || !sb.growable(size) {
+		return size, err
+	}
 	mounted, err := m.mountedStaging(v)
 	if err != nil {
 		return size, err
 	}
-	return size, m.growMounted(ctx, v.entry.FSType, v.dev.Path(), mounted)
+	return size, m.growMounted(ctx, v.entry.FSType, v.dev.Path(), mounted, size)
 }
 
 // mountedStaging is a staging path at which the filesystem can be seen.

@@ -17,7 +17,7 @@ import (
 type fsWork struct {
 	format bool
 	zeroed bool // the whole device reads zero
-	grow   bool // an ext4 that is smaller than its device
+	grow   bool // the filesystem is smaller than its device
 }
 
 // plan decides, before there is a device, what becomes of the filesystem. It
@@ -53,7 +53,7 @@ func (m *Manager) plan(ctx context.Context, v *volume, rec pool.Volume) (fsWork,
 	case sb.fsType != want:
 		return fsWork{}, fmt.Errorf("%w: the volume holds %s, %s was asked for", ErrNoFilesystem, sb.fsType, want)
 	}
-	return fsWork{grow: !v.entry.ReadOnly && sb.ext4.growable(im.Size())}, nil
+	return fsWork{grow: !v.entry.ReadOnly && sb.growable(im.Size())}, nil
 }
 
 func (m *Manager) mayFormat(v *volume) error {
@@ -108,16 +108,8 @@ func (m *Manager) bringUpFilesystem(ctx context.Context, v *volume, rec pool.Vol
 			return err
 		}
 		m.step("formatted")
-	} else if !e.ReadOnly {
-		if err := m.check(ctx, e.FSType, e.Device.Path, todo.grow); err != nil {
-			return err
-		}
-		m.step("checked")
-		if todo.grow {
-			if err := m.growUnmounted(ctx, e.Device.Path); err != nil {
-				return err
-			}
-		}
+	} else if err := m.prepare(ctx, e, todo.grow); err != nil {
+		return err
 	}
 	if err := m.mountStaging(ctx, v, e.Staging[0]); err != nil {
 		return err
@@ -126,17 +118,36 @@ func (m *Manager) bringUpFilesystem(ctx context.Context, v *volume, rec pool.Vol
 	if e.ReadOnly {
 		return nil
 	}
-	if e.FSType != "ext4" && !todo.format && !slices.Contains(e.MountFlags, "ro") {
-		if err := m.growMounted(ctx, e.FSType, e.Device.Path, e.Staging[0]); err != nil {
+	if todo.grow && e.FSType != "ext4" && !slices.Contains(e.MountFlags, "ro") {
+		err := m.growMounted(ctx, e.FSType, e.Device.Path, e.Staging[0], v.size)
+		if errors.Is(err, ErrInvalid) {
+			klog.FromContext(ctx).Error(err, "Filesystem stays smaller than its device", "volume", id)
+		} else if err != nil {
 			return err
 		}
 	}
-	if todo.format || rec.Use != pool.UseMounted {
+	if rec.Use != pool.UseMounted {
 		if err := m.cfg.Volumes.SetUse(ctx, id, pool.UseMounted); err != nil { // I-NODE-5
 			return err
 		}
 	}
 	m.step("used")
+	return nil
+}
+
+// prepare checks a filesystem that is there, and grows it if that must be done
+// before it is mounted.
+func (m *Manager) prepare(ctx context.Context, e entry, grow bool) error {
+	if e.ReadOnly || e.FSType != "ext4" {
+		return nil // xfs and btrfs replay their log when they are mounted
+	}
+	if err := m.check(ctx, e.Device.Path, grow); err != nil {
+		return err
+	}
+	m.step("checked")
+	if grow {
+		return m.growUnmounted(ctx, e.Device.Path)
+	}
 	return nil
 }
 

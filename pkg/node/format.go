@@ -76,12 +76,8 @@ func mkfsCommand(fsType string, user []string, device string, zeroed bool) (name
 	return "mkfs." + fsType, append(append(args, user...), device)
 }
 
-// check repairs what can be repaired without a person, before the first write.
-// xfs and btrfs do that when they are mounted.
-func (m *Manager) check(ctx context.Context, fsType, device string, full bool) error {
-	if fsType != "ext4" {
-		return nil
-	}
+// check repairs an ext4 as far as that needs no person, before the first write.
+func (m *Manager) check(ctx context.Context, device string, full bool) error {
 	args := []string{"-p", device}
 	if full { // resize2fs insists
 		args = []string{"-f", "-p", device}
@@ -114,14 +110,17 @@ func (m *Manager) growUnmounted(ctx context.Context, device string) error {
 	return nil
 }
 
-// growMounted lets a mounted filesystem follow its device. It does nothing
-// when there is nothing to grow.
-func (m *Manager) growMounted(ctx context.Context, fsType, device, path string) error {
+// growMounted lets a mounted filesystem follow its device, which has size
+// bytes. ErrInvalid: it never can.
+func (m *Manager) growMounted(ctx context.Context, fsType, device, path string, size int64) error {
 	var err error
 	switch fsType {
 	case "xfs":
 		_, err = tool(ctx, m.cfg.Deadlines.Resize, "xfs_growfs", "-d", path)
 	case "btrfs":
+		if size < minBtrfsResize {
+			return fmt.Errorf("%w: the kernel resizes no btrfs to less than %d bytes, the device has %d", ErrInvalid, minBtrfsResize, size)
+		}
 		_, err = tool(ctx, m.cfg.Deadlines.Resize, "btrfs", "filesystem", "resize", "max", path)
 	case "ext4":
 		_, err = tool(ctx, m.cfg.Deadlines.Resize, "resize2fs", device)

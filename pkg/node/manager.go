@@ -43,12 +43,25 @@ type volume struct {
 	entry entry // as last made durable
 	image image
 	dev   blockdev.Device // nil: a leftover, or on the way up or down
-	size  int64           // of the device
-	stats statsCell
+	// staged: Stage has come to its end, and nothing has been taken back.
+	staged bool
+	size   int64 // of the device
+	stats  statsCell
 }
 
 // up reports whether the volume is staged and its device served.
-func (v *volume) up() bool { return v.dev != nil && !ended(v.dev) }
+func (v *volume) up() bool { return v.staged && !ended(v.dev) }
+
+// usable answers why the volume is not up.
+func (v *volume) usable() error {
+	switch {
+	case v.up():
+		return nil
+	case v.dev != nil && ended(v.dev):
+		return dead(v.dev)
+	}
+	return fmt.Errorf("%w: it is left from an earlier process, or from a call that failed", ErrNotStaged)
+}
 
 func ended(d blockdev.Device) bool {
 	select {

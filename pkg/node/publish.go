@@ -61,11 +61,10 @@ func (r *PublishRequest) target() target {
 }
 
 func (m *Manager) publish(ctx context.Context, v *volume, r PublishRequest) error {
+	if err := v.usable(); err != nil {
+		return err
+	}
 	switch {
-	case v.dev == nil:
-		return fmt.Errorf("%w: it is left from an earlier process, or a failed call", ErrNotStaged)
-	case ended(v.dev):
-		return dead(v.dev)
 	case r.Block != v.entry.Block:
 		return fmt.Errorf("%w: staged with block=%v", ErrIncompatible, v.entry.Block)
 	case r.FSType != "" && r.FSType != v.entry.FSType:

@@ -90,6 +90,7 @@ func (m *Manager) stageNew(ctx context.Context, r StageRequest) error {
 	if err != nil {
 		return m.undo(ctx, v, err)
 	}
+	m.change(func() { v.staged = true })
 	return nil
 }
 
@@ -195,7 +196,7 @@ func (m *Manager) mustStageAnew(ctx context.Context, v *volume) (bool, error) {
 	}
 	if v.dev != nil {
 		if err := m.unused(v, v.entry.Staging); err != nil {
-			return false, fmt.Errorf("%w; end the pods that use it: %w", dead(v.dev), err)
+			return false, fmt.Errorf("%w; end the pods that use it: %w", v.usable(), err)
 		}
 	}
 	if err := m.tearDown(ctx, v); err != nil && m.lookup(v.entry.Volume) != nil {

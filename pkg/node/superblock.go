@@ -17,8 +17,13 @@ type superblock struct {
 	finished bool
 	// unused: finished and surely never mounted.
 	unused bool
-	ext4   *ext4Geometry
+	// size is how many bytes of its device the filesystem uses; ext4 has more to say.
+	size int64
+	ext4 *ext4Geometry
 }
+
+// minBtrfsResize is what the kernel wants a btrfs to have that is resized.
+const minBtrfsResize = 256 << 20
 
 // ext4Geometry is what decides whether resize2fs would add a block.
 type ext4Geometry struct {
@@ -64,12 +69,16 @@ func parseSuperblock(b []byte, fsType string) superblock {
 		}
 		// sb_inprogress at 126; sb_lsn at 240 is zero until the log has written it.
 		finished := b[126] == 0
-		return superblock{fsType: "xfs", finished: finished, unused: finished && binary.BigEndian.Uint64(b[240:]) == 0}
+		return superblock{
+			fsType: "xfs", finished: finished, unused: finished && binary.BigEndian.Uint64(b[240:]) == 0,
+			size: int64(binary.BigEndian.Uint64(b[8:]) * uint64(binary.BigEndian.Uint32(b[4:]))), // sb_dblocks, sb_blocksize
+		}
 	case "btrfs":
 		if string(b[btrfsSuper+0x40:btrfsSuper+0x48]) != "_BHRfS_M" {
 			return superblock{}
 		}
-		return superblock{fsType: "btrfs", finished: true}
+		// dev_item.total_bytes
+		return superblock{fsType: "btrfs", finished: true, size: int64(binary.LittleEndian.Uint64(b[btrfsSuper+0xD1:]))}
 	}
 	return superblock{}
 }
@@ -109,9 +118,22 @@ func parseExt4(b []byte) superblock {
 	return s
 }
 
-// growable reports whether resize2fs would add blocks on a device of this
-// size. A last group that is too small to hold its own tables stays unused, at
-// every stage anew, and costs a full check each time it is tried.
+// growable reports whether the filesystem would become larger on a device of
+// this size.
+func (s superblock) growable(deviceSize int64) bool {
+	const unit = 4096
+	switch s.fsType {
+	case "ext4":
+		return s.ext4.growable(deviceSize)
+	case "xfs", "btrfs":
+		return deviceSize/unit > s.size/unit
+	}
+	return false
+}
+
+// growable is what resize2fs thinks. A last group that is too small to hold
+// its own tables stays unused: trying it anew at every stage would cost a full
+// check each time.
 func (g *ext4Geometry) growable(deviceSize int64) bool {
 	if g == nil {
 		return false

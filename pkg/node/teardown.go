@@ -20,6 +20,7 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	if v.dev == nil && v.image == nil {
 		return m.tearDownLeftover(ctx, v)
 	}
+	m.change(func() { v.staged = false })
 	for _, path := range slices.Backward(v.entry.Staging) {
 		if err := v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0); err != nil {
 			return err

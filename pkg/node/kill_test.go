@@ -1,0 +1,5 @@
+package node
+
+const killEnv = "NODE_TEST_KILL"
+
+func runVictim(string) {}
