@@ -47,6 +47,17 @@ const (
 	orderTaint
 	// Payload is written before its mapping is published.
 	orderDataThenMapping
+	powerBarriers
+
+	// What follows is about the death of the process alone; without a journal
+	// nothing notices.
+
+	// A mapping is in the journal before the request is answered.
+	orderRecordThenAnswer barrier = iota - 1
+	// Records are dropped after the log entry that holds them is durable.
+	orderCommitThenDrop
+	// The journal knows the new FileWriteGuid before the file carries it.
+	orderAnnounce
 	barrierCount
 )
 
@@ -69,6 +80,9 @@ var barrierNames = [barrierCount]string{
 	orderEntryThenLogGUID: "write the first log entry before LogGuid",
 	orderProvenZero:       "hand out only proven-zero space",
 	orderTaint:            "prove abandoned space zero before reuse",
+	orderRecordThenAnswer: "record a mapping before answering",
+	orderCommitThenDrop:   "drop records after the commit",
+	orderAnnounce:         "announce FileWriteGuid to the journal",
 	orderDataThenMapping:  "write payload before publishing its mapping",
 }
 

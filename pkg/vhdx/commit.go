@@ -49,6 +49,9 @@ func (im *Image) commitLocked() error {
 	im.space.mu.Lock()
 	journalled := im.journalSeq
 	im.space.mu.Unlock()
+	if im.opts.Journal != nil && im.opts.omit.has(orderCommitThenDrop) {
+		im.opts.Journal.Dropped(journalled)
+	}
 	cleaned := im.cleanTainted()
 	if err := im.logDirty(); err != nil {
 		return err

@@ -61,6 +61,16 @@
 //	I-GUID-2 DataWriteGuid changes durably before the first change that a reader
 //	         of the disk could see, once per session; replay leaves it.
 //
+// Volatile journal (journal.go, ring.go), for the death of the process alone:
+//
+//	I-JRN-1  A new mapping is in the journal before the request is answered, and
+//	         dropped only after the log entry that holds it is durable.
+//	I-JRN-2  A successor takes over the records before it counts free space, and
+//	         commits them before it serves anything.
+//	I-JRN-3  FileWriteGuid tells the journal whether the file is still the one it
+//	         belongs to: the journal learns a new value before the file does.
+//	I-JRN-4  A poisoned image stays poisoned for the successor.
+//
 // Mappings (resolve.go, bat.go, pins.go):
 //
 //	I-MAP-1  Payload is in the file before its mapping is journalled, and that

@@ -1,7 +1,10 @@
 package vhdx
 
-// Barriers names every sync and ordering rule that Omit can leave out.
-func Barriers() []string { return barrierNames[:] }
+// Barriers names every sync and ordering rule whose absence a power cut shows.
+func Barriers() []string { return barrierNames[:powerBarriers] }
+
+// JournalRules names those that the death of the process alone shows.
+func JournalRules() []string { return barrierNames[powerBarriers:] }
 
 // Omit makes o leave out the named barriers.
 func (o OpenOptions) Omit(names ...string) OpenOptions {

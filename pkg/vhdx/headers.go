@@ -76,7 +76,13 @@ func (im *Image) renewFileWriteGUID() error {
 	if im.headers.renewed {
 		return nil
 	}
-	if err := im.writeHeader(func(h *ondisk.Header) { h.FileWriteGUID = ondisk.NewGUID() }); err != nil {
+	guid := ondisk.NewGUID()
+	if j := im.opts.Journal; j != nil && !im.opts.omit.has(orderAnnounce) {
+		if err := j.Announce(im.headers.current.FileWriteGUID, guid); err != nil {
+			return fmt.Errorf("%s: volatile journal: %w", im.name, err)
+		}
+	}
+	if err := im.writeHeader(func(h *ondisk.Header) { h.FileWriteGUID = guid }); err != nil {
 		return err
 	}
 	im.headers.renewed = true

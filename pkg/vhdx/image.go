@@ -42,7 +42,8 @@ type Image struct {
 	headers    headers
 	regions    regions
 	log        logWriter
-	journalSeq uint64 // guarded by space.mu
+	journalSeq uint64       // guarded by space.mu
+	inherited  JournalState // what a predecessor that died left; set by Open
 
 	flushWanted atomic.Uint64 // counts calls of Flush
 	flushDone   uint64        // guarded by committing; the last call a commit has covered
@@ -108,7 +109,7 @@ func (im *Image) writeMetadata(p []byte, off int64) error {
 // record numbers a change and gives it to the volatile journal. Caller holds
 // space.mu.
 func (im *Image) record(r JournalRecord) error {
-	if im.opts.Journal == nil {
+	if im.opts.Journal == nil || im.opts.omit.has(orderRecordThenAnswer) {
 		return nil
 	}
 	r.Seq = im.journalSeq + 1

@@ -66,6 +66,9 @@ func (im *Image) open() error {
 	if err := im.loadHeaders(); err != nil {
 		return err
 	}
+	if err := im.openJournal(); err != nil {
+		return err
+	}
 	if err := im.openLog(); err != nil {
 		return err
 	}
@@ -78,7 +81,10 @@ func (im *Image) open() error {
 	im.blockSize = int64(im.metadata.params.BlockSize)
 	im.blockShift = uint(bits.TrailingZeros32(im.metadata.params.BlockSize))
 	im.size.Store(im.metadata.virtualSize)
-	return im.loadBAT()
+	if err := im.loadBAT(); err != nil {
+		return err
+	}
+	return im.resume()
 }
 
 func (im *Image) loadIdentifier() error {
@@ -168,6 +174,9 @@ func (im *Image) loadBAT() error {
 	}
 	b := newBAT(g, int64(r.Offset), int64(r.Length))
 	if err := im.readEntries(b, layout); err != nil {
+		return err
+	}
+	if err := im.inherit(b, layout); err != nil {
 		return err
 	}
 	im.bat.Store(b)

@@ -187,7 +187,13 @@ func (im *Image) endSession() error {
 	if err := im.f.Truncate(end); err != nil {
 		return err
 	}
-	return im.sync(syncClosed)
+	if err := im.sync(syncClosed); err != nil {
+		return err
+	}
+	if im.opts.Journal == nil {
+		return nil
+	}
+	return im.opts.Journal.Reset()
 }
 
 // usedEnd is where the last structure of the file ends.
