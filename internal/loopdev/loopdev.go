@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Each wraps the errno by which a parent of a helper process knows it.
 var (
 	// ErrBusy: the device is mounted, held or open. It stays as it is.
 	ErrBusy = fmt.Errorf("loop device is in use: %w", unix.EBUSY)
 	// ErrNotBound: no such device, or it serves something else now.
-	ErrNotBound = errors.New("loop device is not bound to this file")
+	ErrNotBound = fmt.Errorf("loop device is not bound to this file: %w", unix.ENXIO)
 	// ErrDead: the server of the backing file is no more.
-	ErrDead = errors.New("server of the loop device is gone")
+	ErrDead = fmt.Errorf("server of the loop device is gone: %w", unix.ENOTCONN)
 )
 
 const (

@@ -61,8 +61,10 @@ const (
 
 	sqCQOverflow = 1 << 1
 
-	registerBuffers = 0
-	registerFiles   = 2
+	registerBuffers   = 0
+	unregisterBuffers = 1
+	registerFiles     = 2
+	unregisterFiles   = 3
 
 	opNop         = 0
 	opFsync       = 3

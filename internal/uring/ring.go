@@ -98,6 +98,10 @@ func (r *Ring) mmap(p *params) (err error) {
 // Close ends the ring. Operations still under way are cancelled later, by the
 // kernel: make sure there are none.
 func (r *Ring) Close() error {
+	// What is registered is let go now. The kernel would do it too, but some
+	// time after the close, and a lock on a file lasts as long as its last user.
+	_ = r.register(unregisterFiles, nil, 0)
+	_ = r.register(unregisterBuffers, nil, 0)
 	if r.array != nil {
 		_ = unix.Munmap(r.array)
 	}

@@ -1,0 +1,222 @@
+package fuseloop
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+)
+
+// Name of the backend.
+const Name = "fuseloop"
+
+const (
+	defaultDepth = loopTags
+	// A child answers in milliseconds when the image does.
+	attachDeadline = 30 * time.Second
+	// Detaching writes what is dirty, which may be much.
+	detachDeadline = 5 * time.Minute
+	probeDeadline  = 3 * time.Second
+)
+
+// Options of an [Attacher]. The zero value is right.
+type Options struct {
+	// Note is told, once for each, what is less good than it could be with
+	// this kernel and these rights; id is the volume's. It must not block.
+	Note func(id, text string)
+	// NoRing serves without io_uring, with blocking threads.
+	NoRing bool
+
+	fault string // test switch: the step to fail at
+}
+
+// Attacher makes fuseloop devices.
+type Attacher struct {
+	o Options
+
+	mu   sync.Mutex         // guards live
+	live map[string]*Device // by tag; nil: somebody is about to attach it or tear it down
+}
+
+var _ blockdev.Attacher = (*Attacher)(nil)
+
+// New makes an attacher. One per process is enough, and is needed for
+// Teardown to know what this process serves.
+func New(o Options) *Attacher {
+	if o.Note == nil {
+		o.Note = func(string, string) {}
+	}
+	return &Attacher{o: o, live: map[string]*Device{}}
+}
+
+// Name is "fuseloop".
+func (a *Attacher) Name() string { return Name }
+
+// tagOf is how the devices of a volume are recognised: the name of the file
+// in the FUSE connection, and of the loop device.
+func tagOf(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return "csi-vhdx-" + hex.EncodeToString(sum[:16])
+}
+
+// Attach makes a device. On any error nothing is left (I-DEV-4).
+func (a *Attacher) Attach(ctx context.Context, c blockdev.Config) (blockdev.Device, error) {
+	wrap := func(err error) error { return fmt.Errorf("attach volume %s: %w", c.ID, err) }
+	if err := ctx.Err(); err != nil {
+		return nil, wrap(err)
+	}
+	if err := check(c); err != nil {
+		return nil, wrap(err)
+	}
+	if c.QueueDepth == 0 {
+		c.QueueDepth = defaultDepth
+	}
+	tag := tagOf(c.ID)
+	if err := a.claim(tag); err != nil {
+		return nil, wrap(err)
+	}
+	d := &Device{a: a, id: c.ID, tag: tag, image: c.Image, detach: make(chan struct{}, 1), done: make(chan struct{})}
+	if err := d.attach(ctx, c); err != nil {
+		a.forget(tag, nil)
+		return nil, wrap(err)
+	}
+	a.mu.Lock()
+	a.live[tag] = d
+	a.mu.Unlock()
+	return d, nil
+}
+
+func check(c blockdev.Config) error {
+	size, sector := c.Image.Size(), c.Image.LogicalSectorSize()
+	switch {
+	case c.ID == "":
+		return errors.New("volume has no id")
+	case sector != 512 && sector != 4096:
+		return fmt.Errorf("logical sector size %d is neither 512 nor 4096", sector)
+	case size <= 0 || size%int64(sector) != 0:
+		return fmt.Errorf("size %d is no positive multiple of the sector size %d", size, sector)
+	case c.QueueDepth < 0 || c.QueueDepth > 1024:
+		return fmt.Errorf("queue depth %d is not in 1 to 1024", c.QueueDepth)
+	}
+	return nil
+}
+
+// reserve makes the caller the only one of this process that deals with tag.
+// A device whose server has ended does not count.
+func (a *Attacher) reserve(tag string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if d, taken := a.live[tag]; taken && (d == nil || !d.ended()) {
+		return fmt.Errorf("it is attached by this process: %w", blockdev.ErrBusy)
+	}
+	a.live[tag] = nil
+	return nil
+}
+
+// claim reserves tag for an attach. It sees other processes' devices too, but
+// what excludes them for sure is the image's lock.
+func (a *Attacher) claim(tag string) error {
+	if err := a.reserve(tag); err != nil {
+		return err
+	}
+	found, err := loopdev.Find(tag)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("%s of this volume is still there; tear it down first: %w", loopdev.Path(found[0].Number), blockdev.ErrBusy)
+	}
+	if err != nil {
+		a.forget(tag, nil)
+	}
+	return err
+}
+
+// forget ends what reserve began, or the life of device d.
+func (a *Attacher) forget(tag string, d *Device) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.live[tag] == d {
+		delete(a.live, tag)
+	}
+}
+
+// owns reports whether d is still the device of its tag.
+func (a *Attacher) owns(d *Device) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.live[d.tag] == d
+}
+
+func (a *Attacher) preflight() error {
+	if err := timeouts(); err != nil {
+		return err
+	}
+	for _, path := range []string{"/dev/fuse", "/dev/loop-control"} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%w (load the module, or give the container its /dev): %w", err, blockdev.ErrUnavailable)
+		}
+	}
+	return failAt(a.o.fault, stepPreflight, nil)
+}
+
+// Teardown removes the devices of a volume whose server is no more.
+func (a *Attacher) Teardown(ctx context.Context, id string) error {
+	wrap := func(err error) error { return fmt.Errorf("tear down volume %s: %w", id, err) }
+	tag := tagOf(id)
+	if err := a.reserve(tag); err != nil {
+		return wrap(err)
+	}
+	defer a.forget(tag, nil)
+	found, err := loopdev.Find(tag)
+	if err != nil {
+		return wrap(err)
+	}
+	for _, dev := range found {
+		if err := teardown(ctx, dev); err != nil {
+			return wrap(err)
+		}
+	}
+	return nil
+}
+
+// teardown removes one device if its server is dead. The proof is the
+// kernel's: it answers ENOTCONN for a connection whose last descriptor is
+// closed, and only for such a one. A server that is alive answers, one that
+// is stopped or being replaced makes the question wait.
+func teardown(ctx context.Context, dev loopdev.Device) error {
+	path := loopdev.Path(dev.Number)
+	_, err := helper.RunSelf(ctx, probeDeadline, cmdAlive, path, dev.Tag)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%s is served by another process: %w", path, blockdev.ErrBusy)
+	case errors.Is(err, helper.ErrDeadline):
+		return fmt.Errorf("%s does not answer and its server is not gone: %w: %w", path, blockdev.ErrBusy, err)
+	case errors.Is(err, unix.ENXIO): // loopdev.ErrNotBound, across the process boundary
+		return nil
+	case !errors.Is(err, unix.ENOTCONN): // loopdev.ErrDead
+		return err
+	}
+	_, err = runDetach(ctx, path, dev.Tag)
+	return err
+}
+
+// runDetach removes a device in a child. flushed is what a failed sync said.
+func runDetach(ctx context.Context, path, tag string) (flushed string, err error) {
+	out, err := helper.RunSelf(ctx, detachDeadline, cmdDetach, path, tag)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		err = nil
+	case errors.Is(err, unix.EBUSY):
+		err = fmt.Errorf("%w: %w", blockdev.ErrBusy, err)
+	}
+	return strings.TrimSpace(string(out)), err
+}

@@ -1,0 +1,340 @@
+package fuseloop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+)
+
+var (
+	errUnmounted = errors.New("the kernel has removed the device")
+	errStopped   = errors.New("serving was stopped")
+)
+
+// server is an engine or threads.
+type server interface {
+	// run serves, on the goroutine that made the server.
+	run() error
+	// quit makes run end; from any goroutine, and only before close.
+	quit()
+	// close gives everything back after run, on the same goroutine.
+	close()
+}
+
+// Device is one fuseloop device.
+type Device struct {
+	a     *Attacher
+	id    string
+	tag   string
+	image blockdev.Image
+	path  string
+	fuse  *os.File // /dev/fuse; closed with done
+
+	detach chan struct{} // holds one token: the right to detach or resize
+
+	mu        sync.Mutex // guards what follows
+	srv       server     // nil when it has been closed
+	detaching bool       // the end of the connection is wanted
+	err       error
+	done      chan struct{} // closed after err is set and everything is given back
+}
+
+var _ blockdev.Device = (*Device)(nil)
+
+// Path of the device node.
+func (d *Device) Path() string { return d.path }
+
+// Done is closed when serving has ended.
+func (d *Device) Done() <-chan struct{} { return d.done }
+
+// Err says why serving has ended; nil after Detach, and while it goes on.
+func (d *Device) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
+func (d *Device) note(format string, args ...any) { d.a.o.Note(d.id, fmt.Sprintf(format, args...)) }
+
+// attach makes the device, or undoes what it has done of it.
+func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
+	if err := d.a.preflight(); err != nil {
+		return err
+	}
+	if err := d.openFuse(); err != nil {
+		return err
+	}
+	goOn, err := d.startServer(newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image))
+	if err != nil {
+		return err
+	}
+	path, err := d.mount(ctx, c, goOn)
+	if err == nil {
+		err = failAt(d.a.o.fault, stepAttached, nil)
+	}
+	if err != nil {
+		d.undo(goOn)
+		return err
+	}
+	d.path = path
+	d.detach <- struct{}{}
+	return nil
+}
+
+// openFuse opens the connection. Not by os.OpenFile: what that opens the Go
+// runtime watches too, and would be woken for every request.
+func (d *Device) openFuse() error {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/fuse: %w: %w", err, blockdev.ErrUnavailable)
+	}
+	d.fuse = os.NewFile(uintptr(fd), "/dev/fuse")
+	if err := failAt(d.a.o.fault, stepOpenFuse, nil); err != nil {
+		_ = d.fuse.Close()
+		return err
+	}
+	return nil
+}
+
+// startServer makes the server on a thread of its own. It begins to serve
+// when goOn is called with true and ends when it is called with false. The
+// goroutine closes the connection and d.done at its end.
+func (d *Device) startServer(s *session) (goOn func(bool), err error) {
+	ready := make(chan error, 1)
+	start := make(chan bool, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and takes its
+		// flags with it.
+		runtime.LockOSThread()
+		defer close(d.done)
+		defer func() { _ = d.fuse.Close() }()
+		srv, err := d.newServer(s)
+		ready <- err
+		if err != nil {
+			return
+		}
+		d.mu.Lock()
+		d.srv = srv
+		d.mu.Unlock()
+		err = errStopped
+		if <-start {
+			err = srv.run()
+		}
+		d.finish(srv, err)
+	}()
+	if err := <-ready; err != nil {
+		<-d.done
+		return nil, err
+	}
+	var once sync.Once
+	return func(serve bool) { once.Do(func() { start <- serve }) }, nil
+}
+
+// finish closes the server and notes why it ended.
+func (d *Device) finish(srv server, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.srv = nil
+	srv.close()
+	if errors.Is(err, errUnmounted) && d.detaching || errors.Is(err, errStopped) {
+		err = nil
+	}
+	d.err = err
+}
+
+// ended reports whether serving has ended.
+func (d *Device) ended() bool {
+	select {
+	case <-d.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (d *Device) newServer(s *session) (server, error) {
+	if err := blockdev.SetIOFlusher(); err != nil {
+		d.note("%v", err)
+	}
+	if !d.a.o.NoRing {
+		e, err := newEngine(s)
+		if err == nil {
+			if err := failAt(d.a.o.fault, stepEngine, nil); err != nil {
+				e.close()
+				return nil, err
+			}
+			return e, nil
+		}
+		if !errors.Is(err, uring.ErrUnavailable) {
+			return nil, err
+		}
+		d.note("serving with %d blocking threads, at about half the speed: %v", blockingThreads, err)
+	}
+	return newThreads(s)
+}
+
+// mount makes the device in a child while this process answers the child's
+// requests: the first of them here, the others by the server.
+func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) (string, error) {
+	args := attachArgs{
+		tag: d.tag, blockSize: c.Image.LogicalSectorSize(), readOnly: c.Image.ReadOnly(), fault: d.a.o.fault,
+	}
+	call := helper.Call{
+		Name: cmdAttach, Args: args.strings(), Self: true, Deadline: attachDeadline, Files: []*os.File{d.fuse},
+	}
+	type answer struct {
+		out []byte
+		err error
+	}
+	var child answer
+	ended := make(chan struct{})
+	go func() {
+		child.out, child.err = call.Run(ctx)
+		close(ended)
+	}()
+	_, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, bigSize), ended)
+	if err = failAt(d.a.o.fault, stepNegotiate, err); err != nil && !errors.Is(err, errGaveUp) {
+		goOn(false) // closes the connection, which ends the child's waits
+		<-ended
+		return "", err
+	}
+	if err == nil {
+		goOn(true)
+	}
+	<-ended
+	if child.err != nil {
+		return "", unavailable(child.err)
+	}
+	return string(child.out), nil
+}
+
+// unavailable marks the errors of a kernel or a container that lacks what
+// the backend needs.
+func unavailable(err error) error {
+	for _, errno := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS, unix.ENODEV} {
+		if errors.Is(err, errno) {
+			return fmt.Errorf("%w: %w", err, blockdev.ErrUnavailable)
+		}
+	}
+	return err
+}
+
+// undo removes what a failed attach may have left. The child may have been
+// killed right after it made the device, so it is looked for.
+func (d *Device) undo(goOn func(bool)) {
+	d.mu.Lock()
+	d.detaching = true
+	d.mu.Unlock()
+	if found, err := loopdev.Find(d.tag); err == nil {
+		for _, dev := range found {
+			ctx, cancel := context.WithTimeout(context.Background(), attachDeadline)
+			_, _ = runDetach(ctx, loopdev.Path(dev.Number), d.tag)
+			cancel()
+		}
+	}
+	goOn(false)
+	d.quit()
+	<-d.done
+}
+
+func (d *Device) quit() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.srv != nil {
+		d.srv.quit()
+	}
+}
+
+// hold takes the right to change the device.
+func (d *Device) hold(ctx context.Context) error {
+	select {
+	case <-d.detach:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Detach removes the device and waits until serving has ended.
+func (d *Device) Detach(ctx context.Context) error {
+	wrap := func(err error) error { return fmt.Errorf("detach %s of volume %s: %w", d.path, d.id, err) }
+	if err := d.hold(ctx); err != nil {
+		return wrap(err)
+	}
+	defer func() { d.detach <- struct{}{} }()
+	if !d.a.owns(d) {
+		return nil // detached before
+	}
+	d.setDetaching(true)
+	flushed, err := runDetach(ctx, d.path, d.tag)
+	if err != nil {
+		d.setDetaching(false)
+		return wrap(err)
+	}
+	if flushed != "" {
+		d.note("the last flush failed: %s", flushed)
+	}
+	select {
+	case <-d.done:
+	case <-ctx.Done():
+		return wrap(ctx.Err()) // the device is gone, requests are still being finished; come again
+	}
+	d.a.forget(d.tag, d)
+	return nil
+}
+
+func (d *Device) setDetaching(on bool) {
+	d.mu.Lock()
+	d.detaching = on
+	d.mu.Unlock()
+}
+
+// Resize makes the device as large as the image.
+func (d *Device) Resize(ctx context.Context) error {
+	wrap := func(err error) error { return fmt.Errorf("resize %s of volume %s: %w", d.path, d.id, err) }
+	if err := d.hold(ctx); err != nil {
+		return wrap(err)
+	}
+	defer func() { d.detach <- struct{}{} }()
+	n, err := loopdev.Number(d.path)
+	if err != nil {
+		return wrap(err)
+	}
+	want := d.image.Size()
+	for _, notify := range []bool{false, true} {
+		if notify {
+			d.tellSize(want)
+		}
+		if _, err := helper.RunSelf(ctx, attachDeadline, cmdResize, d.path, d.tag); err != nil {
+			return wrap(err)
+		}
+		if loopdev.Size(n) >= want {
+			return nil
+		}
+	}
+	return wrap(fmt.Errorf("it stays at %d bytes, the image has %d", loopdev.Size(n), want))
+}
+
+// tellSize makes the kernel's inode reach to size. Before Linux 6.16 loop does
+// not ask the server for the size but believes the inode.
+func (d *Device) tellSize(size int64) {
+	msg := make([]byte, w.SizeNotify)
+	n := w.PutNotifyStore(msg, fileID, uint64(size))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.srv != nil {
+		_, _ = unix.Write(int(d.fuse.Fd()), msg[:n])
+	}
+}

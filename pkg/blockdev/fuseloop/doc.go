@@ -1,0 +1,44 @@
+// Package fuseloop makes a block device from an image with nothing but FUSE
+// and loop, which every kernel has.
+//
+//	block device /dev/loopN            direct I/O, blocks of the image's logical sector size
+//	  | loop driver
+//	file "csi-vhdx-<hash of the id>"   of a detached FUSE mount: in no mount table
+//	  | /dev/fuse, one descriptor
+//	this process: engine  --- Pin ---> ring: payload straight between /dev/fuse's buffers and the image's descriptor
+//	                      --- else --> slow goroutines: the Image's methods
+//
+// The parts:
+//
+//	Attacher, Device   the life of a device; children do whatever may wait on it (commands.go)
+//	negotiate          the FUSE handshake, once in the life of a connection
+//	session            what a serving loop needs to know; works on any initialised descriptor
+//	engine             one io_uring, one thread: owns the descriptor, the buffers and every request
+//	threads            the same without io_uring: a goroutine per request under way
+//
+// A request takes one of two ways. READ and WRITE of a range that the image
+// can pin are done by the ring, on the image's own descriptor, without a lock
+// or an allocation. Everything else (a block without space, a range over two
+// blocks, FSYNC, FALLOCATE, less than the descriptor's alignment) goes to a
+// bounded pool of goroutines, which call the image and hand the request back.
+// There are three pools, so that a write that waits for space holds up neither
+// a flush nor a read.
+//
+// Invariants, besides those of blockdev:
+//
+//	I-FL-1  A request belongs to one party at a time: the engine, the kernel (an operation of the ring under way), or one slow goroutine.
+//	I-FL-2  Every request is answered exactly once, with all 64 bits of its id; FORGET and INTERRUPT never.
+//	I-FL-3  What changes a range narrower than the descriptor's alignment never runs beside another change of the same aligned unit: the image reads, changes and writes back the whole unit.
+//	I-FL-4  Memory that the kernel copies to or from is locked and outside the Go heap.
+//	I-FL-5  A buffer is used again only when no operation on it is under way.
+//	I-FL-6  The serving process opens neither the FUSE file nor the device nor the mount.
+//	I-FL-7  FSYNC, FALLOCATE, READ and WRITE never answer ENOSYS: the kernel would stop sending them.
+//
+// Kernel: Linux 5.17 (FUSE 7.36). From 6.1 on with the ring. A successor that
+// takes a descriptor over (a later part of this package) needs 6.9.
+//
+// What this stack cannot do: loop handles one flush at a time, and FUSE keeps
+// the file locked meanwhile, so a flush that waits holds up writes; 128 writes
+// that wait exhaust the device's tags, and reads wait with them. The device
+// reports its logical block size as its physical one.
+package fuseloop

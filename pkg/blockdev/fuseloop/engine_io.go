@@ -1,0 +1,150 @@
+package fuseloop
+
+import (
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
+)
+
+// accept takes the message of n bytes in big buffer b.
+func (e *engine) accept(b int32, n int) {
+	i := e.freeReqs[len(e.freeReqs)-1]
+	r := &e.reqs[i]
+	r.buf, r.big = e.mem.small[i], none
+	msg := e.mem.big[b][messageAt : messageAt+n]
+	class, err := e.s.decode(msg, r)
+	if err != nil {
+		e.freeBigs = append(e.freeBigs, b)
+		e.ended(fmt.Errorf("read /dev/fuse: %w", err))
+		return
+	}
+	if class == classQuiet {
+		e.freeBigs = append(e.freeBigs, b)
+		return
+	}
+	e.freeReqs = e.freeReqs[:len(e.freeReqs)-1]
+	if class == classData && r.n > smallIO {
+		// The request keeps the big buffer, where WRITE's data is already.
+		r.buf, r.big = e.mem.big[b], b
+	} else {
+		if class == classData && r.op == w.OpWrite {
+			copy(r.buf[dataAt:], msg[dataAt-messageAt:])
+		}
+		e.freeBigs = append(e.freeBigs, b)
+	}
+	if class == classMeta {
+		e.answer(i)
+		return
+	}
+	e.seq++
+	r.seq = e.seq
+	if e.mustWait(r) {
+		r.state = stateParked
+		e.parked = append(e.parked, i)
+		return
+	}
+	e.launch(i)
+}
+
+// launch sends a request on one of its two ways.
+func (e *engine) launch(i int32) {
+	r := &e.reqs[i]
+	if r.op == w.OpRead || r.op == w.OpWrite {
+		if e.launchRing(i, r) {
+			return
+		}
+	}
+	r.state = stateSlow
+	e.slow.submit(i, r.op)
+}
+
+func (e *engine) launchRing(i int32, r *request) bool {
+	s := e.s
+	if s.pinner == nil || (r.off|r.n)&(s.align-1) != 0 || r.n == 0 {
+		return false
+	}
+	at, pin, ok := s.pinner.Pin(r.op == w.OpWrite, r.off, r.n)
+	if !ok {
+		return false
+	}
+	if at&(s.align-1) != 0 {
+		s.pinner.Unpin(pin)
+		return false
+	}
+	r.pin, r.fileOff, r.state = pin, at, stateRing
+	tag := tagPayload | uint64(uint32(i))
+	if r.op == w.OpRead {
+		e.ring.ReadFixed(payloadFD, r.data(), at, tag)
+	} else {
+		e.ring.WriteFixed(payloadFD, r.data(), at, tag)
+	}
+	return true
+}
+
+// payloadDone takes the outcome of the ring's own I/O. What did not do all of
+// it is done again by the image, from the start: reads and writes may be.
+func (e *engine) payloadDone(i int32, res int32) {
+	r := &e.reqs[i]
+	e.s.pinner.Unpin(r.pin)
+	switch errno := syscall.Errno(-res); {
+	case int64(res) == r.n:
+		r.got = r.n
+	case res >= 0, errno == unix.EAGAIN, errno == unix.EINTR, errno == unix.ECANCELED:
+		r.state = stateSlow
+		e.slow.submit(i, r.op)
+		return
+	default:
+		r.errno = errnoOf(errno)
+	}
+	e.done(i)
+}
+
+// takeSlow takes back what the slow goroutines have done.
+func (e *engine) takeSlow() {
+	for _, i := range e.slow.take() {
+		e.done(i)
+	}
+}
+
+// done answers a request that has been carried out.
+func (e *engine) done(i int32) {
+	r := &e.reqs[i]
+	e.answer(i)
+	if r.narrow {
+		e.narrow--
+	}
+	if len(e.parked) > 0 {
+		e.unpark()
+	}
+}
+
+// answer queues the reply. The request's memory is free once it is submitted:
+// the kernel takes a reply whole and at once.
+func (e *engine) answer(i int32) {
+	r := &e.reqs[i]
+	r.state = stateReplied
+	e.ring.WriteQuiet(fuseFD, r.reply(), uring.NoOffset, tagReply|uint64(uint32(i)))
+	e.replied = append(e.replied, i)
+}
+
+// release frees the requests whose replies have been submitted.
+func (e *engine) release() {
+	if e.ring.Queued() > 0 {
+		return
+	}
+	for _, i := range e.replied {
+		r := &e.reqs[i]
+		if r.big != none {
+			e.freeBigs = append(e.freeBigs, r.big)
+			r.big = none
+		}
+		r.state = stateFree
+		e.freeReqs = append(e.freeReqs, i)
+	}
+	e.replied = e.replied[:0]
+}
