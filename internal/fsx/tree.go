@@ -25,10 +25,14 @@ var (
 type Tree struct {
 	root *os.Root
 	temp string
-	// Step, if set before first use, is called before every change to the
-	// tree with what is about to happen. Crash tests die in it.
-	Step func(op, path string)
+	// Step, if set before first use, is asked before every change to the tree.
+	// Tests die in it, make the change fail with what it returns, or leave the
+	// change out: ErrSkip.
+	Step func(op, path string) error
 }
+
+// ErrSkip makes a step not happen, without an error.
+var ErrSkip = errors.New("skip this step")
 
 // OpenTree opens the directory. Temporary files go into temp below it, which
 // the caller makes with Mkdir; "." is allowed.
@@ -46,10 +50,17 @@ func (t *Tree) Close() error { return t.root.Close() }
 // Name is the directory's path.
 func (t *Tree) Name() string { return t.root.Name() }
 
-func (t *Tree) step(op, path string) {
+// do makes one change to the tree.
+func (t *Tree) do(op, path string, change func() error) error {
 	if t.Step != nil {
-		t.Step(op, path)
+		switch err := t.Step(op, path); {
+		case errors.Is(err, ErrSkip):
+			return nil
+		case err != nil:
+			return named(op, path, err)
+		}
 	}
+	return named(op, path, change())
 }
 
 // Dir is an open directory of a [Tree].
@@ -227,10 +238,15 @@ func (t *Tree) Open(name string, flag int, perm fs.FileMode) (*os.File, error) {
 		return nil, err
 	}
 	defer d.Close()
-	if flag&os.O_CREATE != 0 {
-		t.step("create", name)
+	if flag&os.O_CREATE == 0 {
+		return d.Open(path.Base(name), flag, perm)
 	}
-	return d.Open(path.Base(name), flag, perm)
+	var f *os.File
+	err = t.do("create", name, func() (err error) {
+		f, err = d.Open(path.Base(name), flag, perm)
+		return err
+	})
+	return f, err
 }
 
 // Statfs describes the filesystem the tree is on.

@@ -38,16 +38,14 @@ func (t *Tree) replace(name string, data []byte, durable bool) error {
 	if err != nil {
 		return err
 	}
-	t.step("rename", name)
-	if err := t.root.Rename(tmp, name); err != nil {
+	if err := t.do("rename", name, func() error { return t.root.Rename(tmp, name) }); err != nil {
 		t.root.Remove(tmp) //nolint:errcheck // the first error says more; a leftover is collected
-		return named("replace", name, err)
+		return err
 	}
 	if !durable {
 		return nil
 	}
-	t.step("sync directory", path.Dir(name))
-	return d.Sync()
+	return t.do("sync directory", path.Dir(name), d.Sync)
 }
 
 // LinkOnce makes name a regular file with this content, durably, unless there
@@ -63,22 +61,24 @@ func (t *Tree) LinkOnce(name string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	t.step("link", name)
-	if err := t.link(tmp, name); err != nil {
+	if err := t.do("link", name, func() error { return t.link(tmp, name) }); err != nil {
 		t.root.Remove(tmp) //nolint:errcheck // the first error says more; a leftover is collected
 		// A server may repeat a link whose answer was lost and then say that
 		// the name exists: it is our own file.
 		if !errors.Is(err, fs.ErrExist) || !t.holds(d, path.Base(name), data) {
-			return named("link", name, err)
+			return err
 		}
 	}
-	t.step("sync directory", path.Dir(name))
-	if err := d.Sync(); err != nil {
+	if err := t.do("sync directory", path.Dir(name), d.Sync); err != nil {
 		return err
 	}
-	t.step("unlink", tmp)
-	if err := t.root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return named("remove", tmp, err)
+	return t.do("unlink", tmp, func() error { return unlink(t.root, tmp) })
+}
+
+// unlink takes nothing there for success.
+func unlink(r *os.Root, name string) error {
+	if err := r.Remove(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return nil
 }
@@ -137,21 +137,15 @@ func (t *Tree) Remove(name string) error {
 		return err
 	}
 	defer d.Close()
-	t.step("unlink", name)
-	if err := d.root.Remove(path.Base(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return named("remove", name, err)
+	if err := t.do("unlink", name, func() error { return unlink(d.root, path.Base(name)) }); err != nil {
+		return err
 	}
-	t.step("sync directory", path.Dir(name))
-	return d.Sync()
+	return t.do("sync directory", path.Dir(name), d.Sync)
 }
 
 // RemoveLazily is Remove for what may come back after a power cut.
 func (t *Tree) RemoveLazily(name string) error {
-	err := t.root.Remove(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return named("remove", name, err)
+	return t.do("unlink", name, func() error { return unlink(t.root, name) })
 }
 
 // Mkdir makes a directory durably. One that is there is success.
@@ -167,12 +161,11 @@ func (t *Tree) Mkdir(name string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	t.step("mkdir", name)
-	if err := parent.root.Mkdir(path.Base(name), dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
-		return named("make directory", name, err)
+	err = t.do("mkdir", name, func() error { return parent.root.Mkdir(path.Base(name), dirMode) })
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
-	t.step("sync directory", path.Dir(name))
-	return parent.Sync()
+	return t.do("sync directory", path.Dir(name), parent.Sync)
 }
 
 // SyncDir makes the entries of a directory durable.
@@ -182,8 +175,7 @@ func (t *Tree) SyncDir(name string) error {
 		return err
 	}
 	defer d.Close()
-	t.step("sync directory", name)
-	return d.Sync()
+	return t.do("sync directory", name, d.Sync)
 }
 
 func (t *Tree) writeTemp(data []byte, durable bool) (name string, err error) {
@@ -200,17 +192,14 @@ func (t *Tree) writeTemp(data []byte, durable bool) (name string, err error) {
 			t.root.Remove(name) //nolint:errcheck // the first error says more; a leftover is collected
 		}
 	}()
-	t.step("write", name)
-	if _, err := f.Write(data); err != nil {
-		return "", named("write", name, err)
+	err = t.do("write", name, func() error {
+		_, err := f.Write(data)
+		return err
+	})
+	if err == nil && durable {
+		err = t.do("sync", name, f.Sync)
 	}
-	if durable {
-		t.step("sync", name)
-		if err := f.Sync(); err != nil {
-			return "", named("sync", name, err)
-		}
-	}
-	return name, nil
+	return name, err
 }
 
 // TempPrefix begins the name of every temporary file.

@@ -79,7 +79,7 @@ type marker struct {
 // ErrInvalid, ErrUnsafeShare, ErrNotAPool, ErrFormat, ErrDamaged.
 func Open(o Options) (*Pool, error) { return open(o, nil) }
 
-func open(o Options, step func(op, path string)) (*Pool, error) {
+func open(o Options, step func(op, path string) error) (*Pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ const gib = 1 << 30
 // newSet opens a fresh pool named p and registers node n1.
 func newSet(t testing.TB, change ...func(*Options)) (*Set, *Pool) {
 	t.Helper()
-	return openSet(t, t.TempDir(), change...)
+	return openSet(t, memDir(t), change...)
 }
 
 func openSet(t testing.TB, dir string, change ...func(*Options)) (*Set, *Pool) {
@@ -39,6 +39,18 @@ func openSet(t testing.TB, dir string, change ...func(*Options)) (*Set, *Pool) {
 	}
 	t.Cleanup(func() { s.Close() })
 	return s, p
+}
+
+// memDir is a directory in memory where there is one: for tests that do not
+// care what survives a power cut.
+func memDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "pool-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func create(t testing.TB, s *Set, name string) Volume {
