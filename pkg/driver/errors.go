@@ -66,7 +66,9 @@ var rules = []rule{
 	{err: pool.ErrAttachedElsewhere, code: codes.FailedPrecondition},
 	{err: pool.ErrIncompatible, code: codes.AlreadyExists},
 	{err: pool.ErrNoNode, code: codes.NotFound},
-	{err: pool.ErrNoPool, code: codes.InvalidArgument},
+	// Names in requests are checked before: this is an id of another
+	// plugin's pool, or one that this process was not given.
+	{err: pool.ErrNoPool, code: codes.FailedPrecondition},
 	{err: pool.ErrBadToken, code: codes.Aborted},
 	{err: pool.ErrUnsafeShare, code: codes.FailedPrecondition},
 	{err: pool.ErrDamaged, code: codes.FailedPrecondition},
@@ -88,6 +90,7 @@ var rules = []rule{
 	{err: node.ErrDeviceDead, code: codes.Internal},
 
 	{err: vhdx.ErrPoisoned, code: codes.Internal},
+	{err: vhdx.ErrTakenOver, code: codes.FailedPrecondition},
 	{err: vhdx.ErrCorrupt, code: codes.FailedPrecondition},
 	{err: vhdx.ErrNotVHDX, code: codes.FailedPrecondition},
 	{err: vhdx.ErrUnsupported, code: codes.FailedPrecondition},

@@ -123,7 +123,7 @@ func TestCodesOnlyInTheTable(t *testing.T) {
 }
 
 func TestScrub(t *testing.T) {
-	for in, want := range map[string]string{
+	for in, want := range map[string]string{ //nolint:gosec // no credentials but test data
 		"mount -o ro,password=hunter2,vers=3": "mount -o ro,password=***stripped***,vers=3",
 		`{"passphrase":"abc"}`:                `{"passphrase":"***stripped***"}`,
 		"credentials=/etc/x,uid=1":            "credentials=***stripped***,uid=1",

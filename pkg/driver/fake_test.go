@@ -181,9 +181,9 @@ func serveWithLog(ctx context.Context, t *testing.T, f *fake, change ...func(*Co
 	}
 	t.Cleanup(func() {
 		_ = conn.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		if err := s.Stop(ctx); err != nil {
+		if err := s.Stop(end); err != nil {
 			t.Errorf("Stop: %v", err)
 		}
 		if err := <-served; err != nil {

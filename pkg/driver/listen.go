@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -18,13 +19,16 @@ const maxSocketPath = 107
 // as other users share the group (fsGroup).
 const socketMode = 0o660
 
-// Listen opens the socket of an endpoint, unix:///path or unix:path. A socket
-// that an earlier process left there is removed; a live one, or a file that is
+// Listen opens the socket of an endpoint, unix:///path or unix:path, and makes
+// its directory if there is none. A socket that an earlier process left there is removed; a live one, or a file that is
 // no socket, is not.
 func Listen(endpoint string) (net.Listener, error) {
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("make the directory of the socket: %w", err)
 	}
 	if err := removeStale(path); err != nil {
 		return nil, err

@@ -10,7 +10,7 @@ import (
 )
 
 func TestListen(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "csi.sock")
+	path := filepath.Join(t.TempDir(), "run", "csi.sock")
 	l, err := Listen("unix://" + path)
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func TestListenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{"", "unix://", "tcp://127.0.0.1:1", "/csi.sock", "unix://" + file, "unix://" + link,
-		"unix://" + dir, "unix:///" + strings.Repeat("x", 108), "unix://" + filepath.Join(dir, "no", "such", "dir")} {
+		"unix://" + dir, "unix:///" + strings.Repeat("x", 108), "unix://" + filepath.Join(file, "below", "a-file")} {
 		if l, err := Listen(bad); err == nil {
 			t.Errorf("Listen(%q) works: %v", bad, errors.Join(l.Close()))
 		}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/driver"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+)
+
+// run joins the parts, serves until the context ends, and takes them apart.
+func run(cmd *cobra.Command, o *options) (err error) {
+	ctx := cmd.Context()
+	if o.node() {
+		becomeIOFlusher(klog.FromContext(ctx))
+	}
+	if err := limitMemory(o.memoryLimit); err != nil {
+		return err
+	}
+	set, pools, err := o.openPools()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, set.Close()) }()
+
+	c := driver.Config{Version: version, WorkTimeout: o.workTimeout}
+	if o.controller() {
+		c.Controller = &driver.Controller{Volumes: set, Attachments: set, Pools: pools}
+		defer collect(ctx, set)()
+	}
+	var m *node.Manager
+	if o.node() {
+		if m, err = o.startNode(ctx, set); err != nil {
+			return err
+		}
+		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
+	}
+	serveErr := o.serve(ctx, c)
+	if m == nil {
+		return serveErr
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.shutdownTimeout/2)
+	defer cancel()
+	return errors.Join(serveErr, m.Shutdown(last))
+}
+
+// collectEvery is how often the controller finishes what others began and did
+// not end: a creation or deletion cut short.
+const collectEvery = 5 * time.Minute
+
+// collect has the pools tidied up now and then. The function that it returns
+// ends that and waits until it has ended.
+func collect(ctx context.Context, set *pool.Set) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			log := klog.FromContext(ctx)
+			done, err := set.Collect(ctx)
+			if err != nil && ctx.Err() == nil {
+				log.Error(err, "Collect what is unfinished in the pools")
+			} else if done.Operations+done.Temporary > 0 {
+				log.Info("Collected what was unfinished in the pools", "operations", done.Operations, "temporary", done.Temporary)
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(collectEvery):
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// startNode makes the node manager, settles what an earlier process left, and
+// tells the pools about this node.
+func (o *options) startNode(ctx context.Context, set *pool.Set) (*node.Manager, error) {
+	attacher, err := newAttacher(klog.FromContext(ctx), o.backend)
+	if err != nil {
+		return nil, err
+	}
+	m, err := node.New(node.Config{
+		NodeID:   o.nodeID,
+		StateDir: filepath.Join(o.stateDir, "node"),
+		Volumes:  set,
+		Attacher: attacher,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the node service: %w", err)
+	}
+	if _, err := m.Recover(ctx); err != nil { // it logs what it finds
+		return nil, fmt.Errorf("settle what an earlier process left: %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read the boot id: %w", err)
+	}
+	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now()}
+	if err := set.RegisterNode(ctx, self); err != nil {
+		return nil, fmt.Errorf("register node %s in the pools: %w", o.nodeID, err)
+	}
+	return m, nil
+}
+
+// The values of --backend.
+const (
+	backendAuto     = "auto"
+	backendFuseloop = "fuseloop"
+)
+
+func newAttacher(log klog.Logger, name string) (blockdev.Attacher, error) {
+	switch name {
+	case backendAuto, backendFuseloop:
+		return fuseloop.New(fuseloop.Options{Note: func(id, text string) {
+			log.Info("Block device is not at its best", "volume", id, "backend", fuseloop.Name, "reason", text)
+		}}), nil
+	}
+	return nil, fmt.Errorf("--backend=%s: there is auto and fuseloop", name)
+}
+
+// serve answers calls until the context ends or the socket fails.
+func (o *options) serve(ctx context.Context, c driver.Config) error {
+	log := klog.FromContext(ctx)
+	s, err := driver.New(ctx, c)
+	if err != nil {
+		return err
+	}
+	l, err := driver.Listen(o.endpoint)
+	if err != nil {
+		return err
+	}
+	log.Info("Serving", "driver", driver.Name, "version", version, "mode", o.mode, "node", o.nodeID, "endpoint", o.endpoint)
+	ended := make(chan error, 1)
+	go func(l net.Listener) { ended <- s.Serve(l) }(l)
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("Stopping")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.shutdownTimeout/2)
+	defer cancel()
+	return errors.Join(s.Stop(drain), <-ended)
+}

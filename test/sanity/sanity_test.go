@@ -1,0 +1,112 @@
+package sanity
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+	"github.com/onsi/ginkgo/v2"
+	"github.com/onsi/ginkgo/v2/types"
+	"github.com/onsi/gomega"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
+)
+
+// allowedSkips are the cases of csi-sanity that may skip, and why. Any other
+// skip fails the test, and so does a row that nothing needs any more.
+var allowedSkips = []struct{ cases, why string }{
+	{`ListSnapshots \[Controller Server\]`, "snapshots are not there yet"},
+	{`(Create|Delete|Get)Snapshot \[Controller Server\]`, "snapshots are not there yet"},
+	{`from an existing source snapshot|source snapshot is not found`, "snapshots are not there yet"},
+	{`from an existing source volume|source volume is not found`, "clones are not there yet"},
+	{`ModifyVolume \[Controller Server\]|volume attribute class`, "no parameter of a volume can be modified yet"},
+	{`GroupController Service|VolumeGroupSnapshot`, "group snapshots are not there yet"},
+	{`ControllerGetVolumeHealth|ControllerListVolumeHealth|NodeGetVolumeHealth|NodeGetStorageHealth`, "health reports are not there yet"},
+	{`more volumes than the node max attach limit`, "opt-in case: this plugin knows no limit of volumes per node (max_volumes_per_node 0)"},
+}
+
+// pending are cases that csi-sanity itself has switched off.
+var pending = regexp.MustCompile(`pagination should detect volumes added between pages`)
+
+var ran atomic.Bool
+
+// TestSanity runs csi-sanity against two plugin processes, once with
+// filesystem volumes and once with block volumes.
+func TestSanity(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: csi-sanity takes a minute; it runs in the full step")
+	}
+	if ran.Swap(true) {
+		t.Skip("ginkgo runs a suite only once in a process")
+	}
+	for _, access := range []string{"mount", "block"} {
+		dir := home(t)
+		start(t, dir)
+		c := sanity.NewTestConfig() // 10 GiB volumes, every idempotent call ten times
+		c.Address = plugin.Endpoint(dir)
+		c.TargetPath = filepath.Join(dir, "kubelet", "target")
+		c.StagingPath = filepath.Join(dir, "kubelet", "staging")
+		c.TestVolumeAccessType = access
+		ginkgo.Describe(access, func() { sanity.GinkgoTest(&c) })
+	}
+	var report types.Report
+	ginkgo.ReportAfterSuite("what ran", func(r ginkgo.Report) { report = r })
+	gomega.RegisterFailHandler(ginkgo.Fail)
+	suite, reporter := ginkgo.GinkgoConfiguration()
+	reporter.NoColor = true
+	ginkgo.RunSpecs(t, "csi-sanity v5.6.0", suite, reporter)
+	checkReport(t, report)
+}
+
+// checkReport counts what ran and holds the skips against the table.
+func checkReport(t *testing.T, report types.Report) {
+	t.Helper()
+	counts := make(map[types.SpecState]int)
+	used := make(map[int]int)
+	for _, s := range report.SpecReports {
+		if s.LeafNodeType != types.NodeTypeIt {
+			continue
+		}
+		counts[s.State]++
+		switch {
+		case s.State == types.SpecStateSkipped:
+			i := skipRow(s)
+			if i < 0 {
+				t.Errorf("unexpected skip: %s: %s", s.FullText(), s.FailureMessage())
+				continue
+			}
+			used[i]++
+		case s.State == types.SpecStatePending && pending.MatchString(s.FullText()):
+		case s.State != types.SpecStatePassed:
+			t.Errorf("%s: %s: %s", s.State, s.FullText(), s.FailureMessage())
+		}
+	}
+	for i, row := range allowedSkips {
+		if used[i] == 0 {
+			t.Errorf("no case of csi-sanity skips for %q any more: take the row out", row.cases)
+		}
+		t.Logf("skipped %3d: %-60s %s", used[i], row.why, row.cases)
+	}
+	summary := fmt.Sprintf("%d passed, %d failed, %d skipped, %d switched off by csi-sanity",
+		counts[types.SpecStatePassed], counts[types.SpecStateFailed]+counts[types.SpecStatePanicked],
+		counts[types.SpecStateSkipped], counts[types.SpecStatePending])
+	t.Log(summary)
+	t.Attr("csi-sanity", summary)
+	if counts[types.SpecStatePassed] < 100 {
+		t.Errorf("only %d cases passed in both modes together", counts[types.SpecStatePassed])
+	}
+}
+
+func skipRow(s types.SpecReport) int {
+	text := strings.Join(s.ContainerHierarchyTexts, " ") + " " + s.LeafNodeText
+	for i, row := range allowedSkips {
+		if regexp.MustCompile(row.cases).MatchString(text) {
+			return i
+		}
+	}
+	return -1
+}
