@@ -97,5 +97,10 @@ func (im *Image) logPages(pages []page) error {
 			return err
 		}
 	}
+	if im.log.atNewLap() {
+		if err := im.settle(); err != nil {
+			return err
+		}
+	}
 	return im.appendEntry(pages)
 }

@@ -199,20 +199,34 @@ func (im *Image) livePage(data []byte, off int64) {
 	}
 }
 
-// makeRoom frees the ring: everything logged is made durable, put in its place,
-// durably, and an empty entry whose Tail is itself says so.
-func (im *Image) makeRoom() error {
-	if !im.opts.omit.has(orderLogThenApply) {
+// atNewLap reports whether the next entry is the first to begin in a new lap
+// of the ring while entries of the last lap are not durably in their place.
+func (l *logWriter) atNewLap() bool {
+	n := len(l.entries)
+	return n > 0 && l.head < l.entries[n-1].pos && l.settled < l.sequence
+}
+
+// settle puts everything logged in its place, durably, so that no Tail reaches
+// back over the end of the ring: QEMU, which looks for the sequence whose first
+// entry is newest and ignores Tails, would replay the new lap alone. It costs
+// one sync a lap.
+func (im *Image) settle() error {
+	if im.log.synced < im.log.sequence && !im.opts.omit.has(orderLogThenApply) {
 		if err := im.syncLog(syncCommit); err != nil {
 			return err
 		}
-	} else {
-		im.log.synced = im.log.sequence
 	}
+	im.log.synced = im.log.sequence
 	if err := im.apply(); err != nil {
 		return err
 	}
-	if err := im.syncLog(syncApply); err != nil {
+	return im.syncLog(syncApply)
+}
+
+// makeRoom frees the ring: everything logged is made durable, put in its place,
+// durably, and an empty entry whose Tail is itself says so.
+func (im *Image) makeRoom() error {
+	if err := im.settle(); err != nil {
 		return err
 	}
 	if err := im.appendEntry(nil); err != nil {
