@@ -112,7 +112,7 @@ func (m *Manager) shut(ctx context.Context, v *volume) error {
 	var err error
 	if !v.entry.Block {
 		if mounted, merr := m.mountedStaging(v); merr == nil {
-			_, err = self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
+			_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
 		}
 	}
 	if err = errors.Join(err, v.image.Flush()); err != nil {

@@ -189,7 +189,7 @@ func (m *Manager) fault(ctx context.Context, v *volume, path string) (string, er
 	if v.entry.FSType != "xfs" {
 		return "", nil
 	}
-	_, err = self(ctx, m.cfg.Deadlines.Stat, cmdAlive, path)
+	_, err = m.tools.self(ctx, m.cfg.Deadlines.Stat, cmdAlive, path)
 	if errors.Is(err, unix.EIO) {
 		return fmt.Sprintf("xfs at %s has shut down", path), nil
 	}

@@ -25,7 +25,7 @@ func (m *Manager) mkfs(ctx context.Context, fsType, options, device string, zero
 	}
 	name, args := mkfsCommand(fsType, user, device, zeroed)
 	m.step("mkfs")
-	_, err = tool(ctx, m.cfg.Deadlines.Format, name, args...)
+	_, err = m.tools.run(ctx, m.cfg.Deadlines.Format, name, args...)
 	if code, stderr, ok := exit(err); ok && code > 0 {
 		return fmt.Errorf("%w: %s %s: exit code %d: %s", ErrFormat, name, strings.Join(args, " "), code, oneLine(stderr))
 	}
@@ -82,7 +82,7 @@ func (m *Manager) check(ctx context.Context, device string, full bool) error {
 	if full { // resize2fs insists
 		args = []string{"-f", "-p", device}
 	}
-	out, err := tool(ctx, m.cfg.Deadlines.Check, "e2fsck", args...)
+	out, err := m.tools.run(ctx, m.cfg.Deadlines.Check, "e2fsck", args...)
 	code, stderr, ok := exit(err)
 	if !ok || code < 0 {
 		return err
@@ -104,7 +104,7 @@ func (m *Manager) check(ctx context.Context, device string, full bool) error {
 // growUnmounted lets an ext4 follow its device while nothing has it mounted:
 // online that takes CAP_SYS_RESOURCE.
 func (m *Manager) growUnmounted(ctx context.Context, device string) error {
-	if _, err := tool(ctx, m.cfg.Deadlines.Resize, "resize2fs", device); err != nil {
+	if _, err := m.tools.run(ctx, m.cfg.Deadlines.Resize, "resize2fs", device); err != nil {
 		return fmt.Errorf("grow ext4 on %s: %w", device, err)
 	}
 	return nil
@@ -116,14 +116,14 @@ func (m *Manager) growMounted(ctx context.Context, fsType, device, path string, 
 	var err error
 	switch fsType {
 	case "xfs":
-		_, err = tool(ctx, m.cfg.Deadlines.Resize, "xfs_growfs", "-d", path)
+		_, err = m.tools.run(ctx, m.cfg.Deadlines.Resize, "xfs_growfs", "-d", path)
 	case "btrfs":
 		if size < minBtrfsResize {
 			return fmt.Errorf("%w: the kernel resizes no btrfs to less than %d bytes, the device has %d", ErrInvalid, minBtrfsResize, size)
 		}
-		_, err = tool(ctx, m.cfg.Deadlines.Resize, "btrfs", "filesystem", "resize", "max", path)
+		_, err = m.tools.run(ctx, m.cfg.Deadlines.Resize, "btrfs", "filesystem", "resize", "max", path)
 	case "ext4":
-		_, err = tool(ctx, m.cfg.Deadlines.Resize, "resize2fs", device)
+		_, err = m.tools.run(ctx, m.cfg.Deadlines.Resize, "resize2fs", device)
 		if _, stderr, ok := exit(err); ok && strings.Contains(stderr, "Permission denied") {
 			return fmt.Errorf("%w: ext4 on %s: the plugin lacks CAP_SYS_RESOURCE: %s", ErrOfflineOnly, device, oneLine(stderr))
 		}
@@ -162,7 +162,7 @@ func (m *Manager) mountWith(ctx context.Context, e entry, path string, options [
 	if len(options) > 0 {
 		args = append(args, "-o", strings.Join(options, ","))
 	}
-	_, err := tool(ctx, m.cfg.Deadlines.Mount, "mount", append(args, e.Device.Path, path)...)
+	_, err := m.tools.run(ctx, m.cfg.Deadlines.Mount, "mount", append(args, e.Device.Path, path)...)
 	if _, stderr, ok := exit(err); ok {
 		return fmt.Errorf("%w: the %s on %s does not mount, or not with options %q: %s",
 			ErrNoFilesystem, e.FSType, e.Device.Path, strings.Join(options, ","), oneLine(stderr))

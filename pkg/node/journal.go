@@ -16,8 +16,11 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
 )
 
-// lockPatience is how long a new process waits for the end of the old one.
-const lockPatience = 5 * time.Second
+// How long a new process waits for the end of the old one, and of its helpers.
+const (
+	lockPatience   = 5 * time.Second
+	orphanPatience = 10 * time.Second
+)
 
 // Directories of the state directory.
 const (
@@ -31,6 +34,8 @@ const (
 type journal struct {
 	tree *fsx.Tree
 	lock *os.File
+	// orphans is open, and shared-locked, in this process and in every helper.
+	orphans *os.File
 }
 
 // openJournal opens or makes the journal in stateDir and locks it: tearing
@@ -39,19 +44,22 @@ func openJournal(ctx context.Context, stateDir string) (*journal, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	lock, err := lockState(ctx, filepath.Join(stateDir, "lock"))
-	if err != nil {
+	j := &journal{}
+	var err error
+	if j.lock, err = lockState(ctx, filepath.Join(stateDir, "lock")); err != nil {
 		return nil, err
 	}
-	tree, err := fsx.OpenTree(stateDir, tempDir)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open state directory: %w", err), lock.Close())
+	j.orphans, err = os.OpenFile(filepath.Join(stateDir, "helpers"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		j.tree, err = fsx.OpenTree(stateDir, tempDir)
 	}
-	j := &journal{tree: tree, lock: lock}
 	for _, d := range []string{tempDir, setAsideDir, entriesDir} {
-		if err := tree.Mkdir(d); err != nil {
-			return nil, errors.Join(err, j.close())
+		if err == nil {
+			err = j.tree.Mkdir(d)
 		}
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open state directory: %w", err), j.close())
 	}
 	return j, nil
 }
@@ -61,15 +69,9 @@ func lockState(ctx context.Context, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state lock: %w", err)
 	}
-	for end := time.Now().Add(lockPatience); ; {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
+	err = flock(ctx, f, lockPatience)
+	if err == nil {
+		return f, nil
 	}
 	_ = f.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -78,7 +80,32 @@ func lockState(ctx context.Context, path string) (*os.File, error) {
 	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
-func (j *journal) close() error { return errors.Join(j.tree.Close(), j.lock.Close()) }
+// flock takes an exclusive lock, EWOULDBLOCK if that takes too long.
+func flock(ctx context.Context, f *os.File, patience time.Duration) error {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// awaitOrphans waits until no helper of an earlier process is left.
+func (j *journal) awaitOrphans(ctx context.Context) error {
+	err := flock(ctx, j.orphans, orphanPatience)
+	return errors.Join(err, unix.Flock(int(j.orphans.Fd()), unix.LOCK_SH))
+}
+
+func (j *journal) close() error {
+	var errs []error
+	if j.tree != nil {
+		errs = append(errs, j.tree.Close())
+	}
+	if j.orphans != nil {
+		errs = append(errs, j.orphans.Close())
+	}
+	return errors.Join(append(errs, j.lock.Close())...)
+}
 
 // put makes the entry durable. On an error either entry may be there.
 func (j *journal) put(e entry) error {

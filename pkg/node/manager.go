@@ -16,6 +16,7 @@ import (
 type Manager struct {
 	cfg     Config
 	journal *journal
+	tools   tools
 	boot    string
 	// open is Volumes.OpenImage; tests put plain files in its place.
 	open func(ctx context.Context, id string, readOnly bool) (image, error)
@@ -104,6 +105,7 @@ func New(c Config) (*Manager, error) {
 	if m.journal, err = openJournal(context.Background(), c.StateDir); err != nil {
 		return nil, err
 	}
+	m.tools.orphans = m.journal.orphans
 	return m, nil
 }
 

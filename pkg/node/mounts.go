@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -129,7 +128,7 @@ func realPath(path string) string {
 
 // unmountOwn unmounts what the entry proves to be its own at path, and nothing
 // else. ErrBusy: it is in use.
-func (e entry) unmountOwn(ctx context.Context, path string, deadline time.Duration, flags int) error {
+func (m *Manager) unmountOwn(ctx context.Context, e entry, path string, flags int) error {
 	const most = 8 // mounts on top of each other
 	for range most {
 		t, err := readMounts()
@@ -140,15 +139,15 @@ func (e entry) unmountOwn(ctx context.Context, path string, deadline time.Durati
 		if mi == nil || !e.owns(mi) {
 			return nil
 		}
-		if err := unmount(ctx, path, deadline, flags); err != nil {
+		if err := m.unmount(ctx, path, flags); err != nil {
 			return err
 		}
 	}
 	return fmt.Errorf("unmount %s: %w: more than %d mounts there", path, ErrBusy, most)
 }
 
-func unmount(ctx context.Context, path string, deadline time.Duration, flags int) error {
-	_, err := self(ctx, deadline, cmdUmount, path, strconv.Itoa(flags))
+func (m *Manager) unmount(ctx context.Context, path string, flags int) error {
+	_, err := m.tools.self(ctx, m.cfg.Deadlines.Unmount, cmdUmount, path, strconv.Itoa(flags))
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
@@ -159,8 +158,8 @@ func unmount(ctx context.Context, path string, deadline time.Duration, flags int
 }
 
 // bind makes source appear at target with the attributes of a mount.
-func bind(ctx context.Context, deadline time.Duration, source, target string, a mountAttrs) error {
-	_, err := self(ctx, deadline, cmdBind, source, target,
+func (m *Manager) bind(ctx context.Context, source, target string, a mountAttrs) error {
+	_, err := m.tools.self(ctx, m.cfg.Deadlines.Mount, cmdBind, source, target,
 		strconv.FormatUint(a.set, 10), strconv.FormatUint(a.clear, 10))
 	return err
 }

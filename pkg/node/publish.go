@@ -146,7 +146,7 @@ func (m *Manager) publishNew(ctx context.Context, v *volume, r PublishRequest, a
 	err := make(r.TargetPath)
 	if err == nil {
 		m.step("target made")
-		err = bind(ctx, m.cfg.Deadlines.Mount, source, r.TargetPath, attrs)
+		err = m.bind(ctx, source, r.TargetPath, attrs)
 	}
 	if err == nil {
 		err = m.sameThere(v, r.TargetPath)
@@ -215,7 +215,7 @@ func (m *Manager) unpublish(ctx context.Context, v *volume, path string) error {
 	if v.entry.Volume != "" && v.dev == nil {
 		err = m.unmountLeftover(ctx, v.entry, path)
 	} else {
-		err = v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0)
+		err = m.unmountOwn(ctx, v.entry, path, 0)
 	}
 	if err != nil {
 		return err

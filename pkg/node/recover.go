@@ -18,6 +18,9 @@ const recoverers = 8
 // down; what cannot be stays a leftover, and every later call for that volume
 // tries again. It reads no share.
 func (m *Manager) Recover(ctx context.Context) ([]Recovered, error) {
+	if err := m.journal.awaitOrphans(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Helpers of an earlier process are stuck; what they hold stays in use")
+	}
 	entries, results, err := m.journal.load()
 	if err != nil {
 		return nil, err

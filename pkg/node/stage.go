@@ -268,7 +268,7 @@ func (m *Manager) stageBeside(ctx context.Context, v *volume, path string, known
 		return err
 	}
 	// The others stay: the volume is in use there.
-	undo := v.entry.unmountOwn(context.WithoutCancel(ctx), path, m.cfg.Deadlines.Unmount, 0)
+	undo := m.unmountOwn(context.WithoutCancel(ctx), v.entry, path, 0)
 	if undo == nil {
 		undo = m.record(v, v.entry.withoutStaging(path))
 	}

@@ -52,11 +52,13 @@ func (m *Manager) Stats(ctx context.Context, volumeID, path string) (Stats, erro
 	if !e.owns(t.at(path)) {
 		return Stats{}, fmt.Errorf("volume %s: %w: nothing of it is mounted at %s", volumeID, ErrNotFound, path)
 	}
-	return v.stats.get(ctx, path, m.cfg.Deadlines.Stat)
+	return v.stats.get(ctx, m.cfg.Deadlines.Stat, func(ctx context.Context) ([]byte, error) {
+		return m.tools.self(ctx, m.cfg.Deadlines.Stat, cmdStatfs, path)
+	})
 }
 
 // get answers from the cache, or waits for the one helper there is.
-func (c *statsCell) get(ctx context.Context, path string, deadline time.Duration) (Stats, error) {
+func (c *statsCell) get(ctx context.Context, deadline time.Duration, statfs func(context.Context) ([]byte, error)) (Stats, error) {
 	c.mu.Lock()
 	if !c.at.IsZero() && time.Since(c.at) < statsAge {
 		defer c.mu.Unlock()
@@ -64,7 +66,7 @@ func (c *statsCell) get(ctx context.Context, path string, deadline time.Duration
 	}
 	if c.running == nil {
 		c.running = make(chan struct{})
-		go c.ask(context.WithoutCancel(ctx), path, deadline, c.running)
+		go c.ask(context.WithoutCancel(ctx), statfs, c.running)
 	}
 	running := c.running
 	c.mu.Unlock()
@@ -73,7 +75,7 @@ func (c *statsCell) get(ctx context.Context, path string, deadline time.Duration
 	select {
 	case <-running:
 	case <-patience.C:
-		return Stats{}, fmt.Errorf("statfs %s: %w", path, ErrStuck)
+		return Stats{}, fmt.Errorf("statfs: %w", ErrStuck)
 	case <-ctx.Done():
 		return Stats{}, ctx.Err()
 	}
@@ -83,9 +85,9 @@ func (c *statsCell) get(ctx context.Context, path string, deadline time.Duration
 }
 
 // ask runs the helper. As long as a stuck one is there no other is started.
-func (c *statsCell) ask(ctx context.Context, path string, deadline time.Duration, running chan struct{}) {
+func (c *statsCell) ask(ctx context.Context, statfs func(context.Context) ([]byte, error), running chan struct{}) {
 	var s Stats
-	out, err := self(ctx, deadline, cmdStatfs, path)
+	out, err := statfs(ctx)
 	if err == nil {
 		err = json.Unmarshal(out, &s)
 	}

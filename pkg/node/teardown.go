@@ -22,7 +22,7 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	}
 	m.change(func() { v.staged = false })
 	for _, path := range slices.Backward(v.entry.Staging) {
-		if err := v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0); err != nil {
+		if err := m.unmountOwn(ctx, v.entry, path, 0); err != nil {
 			return err
 		}
 	}
@@ -71,18 +71,18 @@ func (m *Manager) tearDownLeftover(ctx context.Context, v *volume) error {
 // detached lazily only if its device answers nobody: what uses it can write
 // nothing any more, and kubelet gets its directory back (I-NODE-7).
 func (m *Manager) unmountLeftover(ctx context.Context, e entry, path string) error {
-	err := e.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0)
+	err := m.unmountOwn(ctx, e, path, 0)
 	if !errors.Is(err, ErrBusy) || !m.provenDead(ctx, e.Device) {
 		return err
 	}
 	klog.FromContext(ctx).Info("Detaching a busy mount of a dead device", "volume", e.Volume, "device", e.Device.Path, "path", path)
-	return e.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, unix.MNT_DETACH)
+	return m.unmountOwn(ctx, e, path, unix.MNT_DETACH)
 }
 
 // provenDead reports whether a read past the page cache fails. No answer is no
 // proof.
 func (m *Manager) provenDead(ctx context.Context, d *deviceID) bool {
-	_, err := self(ctx, m.cfg.Deadlines.Probe, cmdRead, d.Path,
+	_, err := m.tools.self(ctx, m.cfg.Deadlines.Probe, cmdRead, d.Path,
 		strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10))
 	return errors.Is(err, unix.EIO)
 }
@@ -166,7 +166,7 @@ func (m *Manager) unstage(ctx context.Context, v *volume, path string) error {
 			return fmt.Errorf("%w: still mounted at %s", ErrBusy, x.Path)
 		}
 	}
-	if err := v.entry.unmountOwn(ctx, path, m.cfg.Deadlines.Unmount, 0); err != nil {
+	if err := m.unmountOwn(ctx, v.entry, path, 0); err != nil {
 		return err
 	}
 	return m.record(v, v.entry.withoutStaging(path))

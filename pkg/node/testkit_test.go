@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
@@ -30,6 +31,8 @@ func TestMain(m *testing.M) {
 		runVictim(plan)
 		return
 	}
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
 	os.Exit(m.Run())
 }
 
@@ -534,3 +537,5 @@ func (r *rig) die(id string) {
 	d.err = errors.New("killed by the test")
 	close(d.done)
 }
+
+func configOf(im *rawImage) blockdev.Config { return blockdev.Config{ID: im.id, Image: im} }

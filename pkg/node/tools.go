@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
@@ -23,15 +24,27 @@ func (d Deadlines) filled() Deadlines {
 	}
 }
 
-// tool runs a program of the system.
-func tool(ctx context.Context, deadline time.Duration, name string, args ...string) ([]byte, error) {
-	out, err := helper.Run(ctx, deadline, name, args...)
-	return out, named(err)
+// tools starts helper processes. Each of them keeps the orphans file open, and
+// with it the lock on it: the next plugin process waits for those that the
+// death of this one left inside a system call (a mount that still comes into
+// being cannot be torn down).
+type tools struct{ orphans *os.File }
+
+// run runs a program of the system.
+func (t tools) run(ctx context.Context, deadline time.Duration, name string, args ...string) ([]byte, error) {
+	return t.call(ctx, helper.Call{Name: name, Args: args, Deadline: deadline})
 }
 
 // self runs one of [Commands].
-func self(ctx context.Context, deadline time.Duration, name string, args ...string) ([]byte, error) {
-	out, err := helper.RunSelf(ctx, deadline, name, args...)
+func (t tools) self(ctx context.Context, deadline time.Duration, name string, args ...string) ([]byte, error) {
+	return t.call(ctx, helper.Call{Name: name, Args: args, Deadline: deadline, Self: true})
+}
+
+func (t tools) call(ctx context.Context, c helper.Call) ([]byte, error) {
+	if t.orphans != nil {
+		c.Files = []*os.File{t.orphans}
+	}
+	out, err := c.Run(ctx)
 	return out, named(err)
 }
 
