@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,7 @@ var (
 type Tree struct {
 	root *os.Root
 	temp string
+	made sync.Map // directories that this process has made sure of; see Mkdir
 	// Step, if set before first use, is asked before every change to the tree.
 	// Tests die in it, make the change fail with what it returns, or leave the
 	// change out: ErrSkip.

@@ -148,24 +148,33 @@ func (t *Tree) RemoveLazily(name string) error {
 	return t.do("unlink", name, func() error { return unlink(t.root, name) })
 }
 
-// Mkdir makes a directory durably. One that is there is success.
+// Mkdir makes a directory durably. One that is there is success; whoever made
+// it may have died before it was durable, so each process sees to that once.
 func (t *Tree) Mkdir(name string) error {
 	parent, err := t.Dir(path.Dir(name))
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	if d, err := parent.child(path.Base(name)); err == nil {
+	switch d, err := parent.child(path.Base(name)); {
+	case err == nil:
 		d.Close()
-		return nil
-	} else if !errors.Is(err, fs.ErrNotExist) {
+		if _, ok := t.made.Load(name); ok {
+			return nil
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	default:
+		err := t.do("mkdir", name, func() error { return parent.root.Mkdir(path.Base(name), dirMode) })
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if err := t.do("sync directory", path.Dir(name), parent.Sync); err != nil {
 		return err
 	}
-	err = t.do("mkdir", name, func() error { return parent.root.Mkdir(path.Base(name), dirMode) })
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return t.do("sync directory", path.Dir(name), parent.Sync)
+	t.made.Store(name, true)
+	return nil
 }
 
 // SyncDir makes the entries of a directory durable.

@@ -34,7 +34,8 @@ type header struct {
 type extras map[string]json.RawMessage
 
 // decodeObject fills the struct that v points to from a JSON object, by exact
-// field names. Unknown fields at the top are returned, below it refused.
+// field names. Fields without omitempty must be there. Unknown fields at the
+// top are returned, below it refused.
 func decodeObject(b []byte, v any) (extras, error) {
 	var top map[string]json.RawMessage
 	if err := json.Unmarshal(b, &top); err != nil {
@@ -48,15 +49,15 @@ func decodeObject(b []byte, v any) (extras, error) {
 		return nil, fmt.Errorf("%w: %d, this program knows up to %d", ErrFormat, h.Format, format)
 	}
 	delete(top, "format")
-	for name, dst := range fieldsOf(v) {
+	s := reflect.ValueOf(v).Elem()
+	for i := range s.NumField() {
+		name, option, _ := strings.Cut(s.Type().Field(i).Tag.Get("json"), ",")
 		raw, ok := top[name]
-		if !ok {
+		if !ok && option == "omitempty" {
 			continue
 		}
 		delete(top, name)
-		dec := json.NewDecoder(bytes.NewReader(raw))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(dst); err != nil {
+		if err := decodeField(raw, s.Field(i).Addr().Interface()); err != nil {
 			return nil, fmt.Errorf("%w: field %q: %w", ErrDamaged, name, err)
 		}
 	}
@@ -66,15 +67,13 @@ func decodeObject(b []byte, v any) (extras, error) {
 	return top, nil
 }
 
-// fieldsOf maps the JSON names of a struct's fields to pointers to them.
-func fieldsOf(v any) map[string]any {
-	s := reflect.ValueOf(v).Elem()
-	out := make(map[string]any, s.NumField())
-	for i := range s.NumField() {
-		name, _, _ := strings.Cut(s.Type().Field(i).Tag.Get("json"), ",")
-		out[name] = s.Field(i).Addr().Interface()
+func decodeField(raw json.RawMessage, dst any) error {
+	if len(raw) == 0 || string(raw) == "null" {
+		return errors.New("missing")
 	}
-	return out
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	return dec.Decode(dst)
 }
 
 // encodeObject is the inverse of decodeObject, indented for people.
