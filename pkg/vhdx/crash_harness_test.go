@@ -91,12 +91,13 @@ func (v *visits) count() (distinct, opened int) {
 
 // effort says how much is done at each step.
 type effort struct {
-	images int // at each step of the workload
-	deeper int // at each step of what follows a first cut
-	nested int // of how many images one is cut again while it is opened
-	goOn   int // of how many images one is written on, and cut at each step of that
-	ops    int // so many operations
-	depth  int // cuts one after the other
+	images   int // at each step of the workload
+	deeper   int // at each step of what follows a first cut
+	nested   int // of how many images one is cut again while it is opened
+	replayed int // at about so many steps of the replay
+	goOn     int // of how many images one is written on, and cut at each step of that
+	ops      int // so many operations
+	depth    int // cuts one after the other
 }
 
 // harness runs one workload and cuts its power everywhere.
@@ -122,17 +123,17 @@ type trial struct {
 func newHarness(seed uint64, v *visits) *harness {
 	return &harness{
 		seed: seed, visits: v, tried: map[trial]bool{},
-		effort: effort{images: 14, deeper: 3, nested: 40, goOn: 60, ops: 6, depth: 3},
+		effort: effort{images: 14, deeper: 3, nested: 40, replayed: 12, goOn: 60, ops: 6, depth: 3},
 	}
 }
 
 // fail keeps the first failure, with how to see it again.
-func (h *harness) fail(at place, plan string, err error) {
+func (h *harness) fail(snap *vhdxtest.Snapshot, at place, plan string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.failed == nil {
-		h.failed = fmt.Errorf("seed %d, step.image %s, %s: %w\nreproduce: go test ./pkg/vhdx -run 'TestCrash$' -crash.seed=%d -crash.step=%s",
-			h.seed, at, plan, err, h.seed, at)
+		h.failed = fmt.Errorf("seed %d, step.image %s, %s: %w\nnot durable then:\n%vreproduce: go test ./pkg/vhdx -run 'TestCrash$' -crash.seed=%d -crash.step=%s",
+			h.seed, at, plan, err, snap, h.seed, at)
 	}
 }
 
@@ -150,12 +151,31 @@ func (h *harness) wants(at place) bool {
 
 // session is an open of an image, as the cuts during it judge it.
 type session struct {
-	model *vhdxtest.Model
+	model *vhdxtest.Model // nil until live is called: most sessions write nothing
 	watch vhdxtest.Watcher
 	// start is the file before the open, and what it showed then.
 	start    *vhdxtest.File
 	headers  vhdxtest.Header
 	observed *vhdxtest.Observed
+	killed   bool              // this open followed a kill: the above are of the open before
+	sum      uint64            // of the bytes observed
+	before   *vhdxtest.Model   // of the session that the cut ended
+	touched  []vhdxtest.Extent // by before, when the cut came
+}
+
+// again returns the session as it was before anything was written.
+func (s *session) again() *session {
+	fresh := *s
+	fresh.model = nil
+	return &fresh
+}
+
+// live returns the model of a session that began with a power cut.
+func (s *session) live() *vhdxtest.Model {
+	if s.model == nil {
+		s.model = s.before.After(s.observed)
+	}
+	return s.model
 }
 
 func newSession(start *vhdxtest.File, m *vhdxtest.Model, seen *vhdxtest.Observed) (*session, error) {
@@ -174,7 +194,7 @@ func (h *harness) hook(s *session, before place, images int) func(*vhdxtest.Snap
 			return
 		}
 		if err := s.watch.Check(snap); err != nil {
-			h.fail(at, "write-ahead", err)
+			h.fail(snap, at, "write-ahead", err)
 			return
 		}
 		h.cut(snap, s, at, images)
@@ -204,7 +224,7 @@ func (h *harness) cut(snap *vhdxtest.Snapshot, s *session, at place, images int)
 		}
 		h.visits.add(t.image)
 		if err := h.judge(image, s, at); err != nil {
-			h.fail(at, plan.Name, err)
+			h.fail(snap, at, plan.Name, err)
 		}
 	}
 }

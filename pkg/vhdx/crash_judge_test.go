@@ -3,6 +3,7 @@ package vhdx_test
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -17,7 +18,8 @@ func (h *harness) judge(image *vhdxtest.File, s *session, at place) error {
 	if err != nil {
 		return err
 	}
-	seen, err := h.readOnly(image, s.model)
+	touched := s.model.Touched(readSize)
+	seen, sum, err := h.readOnly(image, s.model, touched)
 	if err != nil {
 		return fmt.Errorf("opened read-only: %w", err)
 	}
@@ -25,58 +27,88 @@ func (h *harness) judge(image *vhdxtest.File, s *session, at place) error {
 		return err
 	}
 	// What the cut left is on the medium: from here on there is no choice.
-	next, err := newSession(image, s.model.After(seen), seen)
-	if err != nil {
+	next := &session{start: image, headers: hs[0], observed: seen, sum: sum, before: s.model, touched: touched}
+	steps, err := h.writable(image.Clone(), next.again(), at)
+	if err != nil || len(at) >= h.effort.depth {
 		return err
 	}
-	file := image.Clone()
-	deeper := len(at) < h.effort.depth
-	if deeper && (len(h.only) > len(at) || at.chance(h.seed, "nested")%uint64(h.effort.nested) == 0) {
-		file.OnStep(h.hook(next, at, h.effort.deeper))
+	nested := at.chance(h.seed, "nested")%uint64(h.effort.nested) == 0
+	if steps == 0 || !nested && len(h.only) <= len(at) {
+		return nil
 	}
-	return h.writable(file, next, at, deeper)
+	return h.reopenCut(image.Clone(), next.again(), at, steps)
+}
+
+// reopenCut opens an image and cuts the replay, at every step if there are few.
+func (h *harness) reopenCut(file *vhdxtest.File, s *session, at place, steps int) error {
+	s.live()
+	hook, stride := h.hook(s, at, h.effort.deeper), 1+steps/h.effort.replayed
+	file.OnStep(func(snap *vhdxtest.Snapshot) {
+		if snap.Step()%stride == 0 || snap.Step() > steps-4 {
+			hook(snap)
+		}
+	})
+	im, err := vhdx.Open(file, h.opts)
+	if err != nil {
+		return fmt.Errorf("opened writable: %w", err)
+	}
+	return im.Close()
 }
 
 // readOnly shows the image with its log applied in memory.
-func (h *harness) readOnly(image *vhdxtest.File, m *vhdxtest.Model) (*vhdxtest.Observed, error) {
+func (h *harness) readOnly(image *vhdxtest.File, m *vhdxtest.Model, touched []vhdxtest.Extent) (*vhdxtest.Observed, uint64, error) {
 	file := image.Clone()
 	o := h.opts
 	o.ReadOnly = true
 	im, err := vhdx.Open(file, o)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	seen, err := observe(im, m)
+	seen, sum, err := observe(im, m, touched)
 	if err := errors.Join(err, im.Close()); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if file.Step() > 0 {
-		return nil, fmt.Errorf("a read-only open changed the file %d times", file.Step())
+		return nil, 0, fmt.Errorf("a read-only open changed the file %d times", file.Step())
 	}
-	return seen, nil
+	return seen, sum, nil
 }
 
 // observe reads what was ever written, and what the model says about it.
-func observe(im *vhdx.Image, m *vhdxtest.Model) (*vhdxtest.Observed, error) {
+func observe(im *vhdx.Image, m *vhdxtest.Model, touched []vhdxtest.Extent) (*vhdxtest.Observed, uint64, error) {
 	size := im.Size()
 	if err := m.CheckSize(size); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	seen := vhdxtest.NewObserved(size)
-	buf := make([]byte, 1<<20)
-	for _, e := range m.Touched(int64(len(buf))) {
+	sum, err := readEach(im, touched, func(p []byte, off int64) error { return m.CheckCut(p, off, seen) })
+	return seen, sum, err
+}
+
+var sumSeed = maphash.MakeSeed()
+
+const readSize = 64 * ki
+
+// readEach reads extents and returns a hash of what it read.
+func readEach(im *vhdx.Image, extents []vhdxtest.Extent, do func(p []byte, off int64) error) (uint64, error) {
+	var sum maphash.Hash
+	sum.SetSeed(sumSeed)
+	size := im.Size()
+	buf := make([]byte, readSize)
+	for _, e := range extents {
 		n := min(e.N, size-e.Off)
 		if n <= 0 {
 			continue
 		}
 		if _, err := im.ReadAt(buf[:n], e.Off); err != nil && !errors.Is(err, io.EOF) {
-			return nil, err
+			return 0, err
 		}
-		if err := m.CheckCut(buf[:n], e.Off, seen); err != nil {
-			return nil, err
+		if err := do(buf[:n], e.Off); err != nil {
+			return 0, err
 		}
+		sum.Write(buf[:n])
 	}
-	return seen, nil
+	return sum.Sum64(), nil
 }
 
 // checkGUIDs: as long as a GUID is what it was when the session began, so is
@@ -101,28 +133,37 @@ func (s *session) checkGUIDs(image *vhdxtest.File, now vhdxtest.Header, seen *vh
 }
 
 // writable opens the image, which replays it, compares it with what a
-// read-only open saw, writes on now and then, and closes it.
-func (h *harness) writable(file *vhdxtest.File, s *session, at place, deeper bool) error {
+// read-only open saw, writes on now and then, and closes it. It returns how
+// many steps the open took.
+func (h *harness) writable(file *vhdxtest.File, s *session, at place) (int, error) {
 	im, err := vhdx.Open(file, h.opts)
 	if err != nil {
-		return fmt.Errorf("opened writable: %w", err)
+		return 0, fmt.Errorf("opened writable: %w", err)
 	}
-	if err := h.use(im, file, s, at, deeper); err != nil {
-		return errors.Join(err, im.Close())
+	steps := file.Step()
+	if err := h.use(im, file, s, at); err != nil {
+		return 0, errors.Join(err, im.Close())
 	}
 	if err := im.Close(); err != nil {
-		return fmt.Errorf("close: %w", err)
+		return 0, fmt.Errorf("close: %w", err)
 	}
-	return s.checkClosed(file, h.err() == nil)
+	if h.err() != nil {
+		return 0, nil
+	}
+	return steps, s.checkClosed(file)
 }
 
-func (h *harness) use(im *vhdx.Image, file *vhdxtest.File, s *session, at place, deeper bool) error {
-	seen, err := observe(im, s.model)
+func (h *harness) use(im *vhdx.Image, file *vhdxtest.File, s *session, at place) error {
+	sum, err := readEach(im, s.touched, func([]byte, int64) error { return nil })
 	if err != nil {
 		return fmt.Errorf("opened writable: %w", err)
 	}
-	if diff := s.observed.Difference(seen); diff != "" {
-		return fmt.Errorf("a writable open shows something else than a read-only one: %s", diff)
+	if sum != s.sum || im.Size() != s.observed.Size {
+		seen, _, err := observe(im, s.live(), s.touched)
+		if err == nil {
+			err = errors.New(s.observed.Difference(seen))
+		}
+		return fmt.Errorf("a writable open shows something else than a read-only one: %w", err)
 	}
 	if err := s.checkReplayed(file); err != nil {
 		return err
@@ -131,11 +172,12 @@ func (h *harness) use(im *vhdx.Image, file *vhdxtest.File, s *session, at place,
 	if len(h.only) > len(at) {
 		goOn = 0
 	}
-	switch {
-	case goOn == 0 && deeper:
-		file.OnStep(h.hook(s, at, h.effort.deeper))
-	case goOn > 2:
+	if goOn > 2 {
 		return nil
+	}
+	s.live()
+	if goOn == 0 && len(at) < h.effort.depth {
+		file.OnStep(h.hook(s, at, h.effort.deeper))
 	}
 	w := &run{h: h, file: file, im: im, session: s, at: at, kind: goOnWorkload}
 	w.seed(at.chance(h.seed, "operations"))
@@ -166,10 +208,7 @@ func (s *session) checkReplayed(file *vhdxtest.File) error {
 
 // checkClosed: a closed image is durable, has a clean log, equal headers, no
 // overlap and no unused tail, and its blocks hold no byte that is not theirs.
-func (s *session) checkClosed(file *vhdxtest.File, judge bool) error {
-	if !judge {
-		return nil
-	}
+func (s *session) checkClosed(file *vhdxtest.File) error {
 	if n := file.Snapshot().Undecided(); n > 0 {
 		return fmt.Errorf("closed with %d operations that are not durable", n)
 	}
@@ -184,15 +223,19 @@ func (s *session) checkClosed(file *vhdxtest.File, judge bool) error {
 	if l.Header.FileWriteGUID == s.headers.FileWriteGUID {
 		return errors.New("closed: the file changed and FileWriteGuid did not")
 	}
-	if l.VirtualSize != s.model.Size() {
-		return fmt.Errorf("closed: virtual size is %#x, not %#x", l.VirtualSize, s.model.Size())
-	}
-	if end := l.End(); l.Header.DataWriteGUID != s.headers.DataWriteGUID && end != l.FileSize {
+	if end := l.End(); l.Header.DataWriteGUID != s.headers.DataWriteGUID && !s.killed && end != l.FileSize {
 		return fmt.Errorf("closed: the last structure ends at %#x and the file at %#x", end, l.FileSize)
+	}
+	size, check := s.observed.Size, func(p []byte, off int64) error { return s.before.CheckCut(p, off, nil) }
+	if s.model != nil {
+		size, check = s.model.Size(), s.model.CheckLive
+	}
+	if l.VirtualSize != size {
+		return fmt.Errorf("closed: virtual size is %#x, not %#x", l.VirtualSize, size)
 	}
 	for block, place := range l.Blocks {
 		err := file.NonZero(place, place+l.BlockSize, func(off int64, data []byte) error {
-			return s.model.CheckLive(data, block*l.BlockSize+off-place)
+			return check(data, block*l.BlockSize+off-place)
 		})
 		if err != nil {
 			return fmt.Errorf("closed: payload block %d at %#x: %w", block, place, err)

@@ -3,7 +3,6 @@ package vhdx_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"sync"
 
@@ -176,7 +175,7 @@ func (h *harness) runWorkload(kind *workload) error {
 		err = h.err()
 	}
 	if err == nil {
-		err = w.session.checkClosed(w.file, true)
+		err = w.session.checkClosed(w.file)
 	}
 	if err != nil && h.err() == nil {
 		err = fmt.Errorf("seed %d, step %d: %w", h.seed, w.file.Step(), err)
@@ -237,7 +236,7 @@ func (w *run) extent() vhdxtest.Extent {
 	if blocks == nil {
 		blocks = sequence(min(8, info.PayloadBlocks), 1)
 	}
-	n := lss * (1 + w.r.Int64N(max(1, []int64{1, 8 * 512, w.kind.maxIO}[w.r.IntN(3)]/lss)))
+	n := lss * (1 + w.r.Int64N(max(1, []int64{1, 4 * ki, 4 * ki, w.kind.maxIO}[w.r.IntN(4)]/lss)))
 	n = min(n, max(lss, w.kind.maxIO/lss*lss))
 	off := blocks[w.r.IntN(len(blocks))]*info.BlockSize + w.r.Int64N(info.BlockSize/lss)*lss
 	switch w.r.IntN(4) {
@@ -302,7 +301,7 @@ func (w *run) reopen() error {
 	if err != nil {
 		return fmt.Errorf("close: %w", err)
 	}
-	if err := w.session.checkClosed(w.file, true); err != nil {
+	if err := w.session.checkClosed(w.file); err != nil {
 		return err
 	}
 	w.file.OnStep(nil)
@@ -331,7 +330,7 @@ func (w *run) kill() error {
 
 // begin starts a session on an image that has just been opened.
 func (w *run) begin(killed bool) error {
-	seen, err := observe(w.im, w.model())
+	seen, _, err := observe(w.im, w.model(), w.model().Touched(readSize))
 	if err != nil {
 		return fmt.Errorf("reopened: %w", err)
 	}
@@ -344,7 +343,7 @@ func (w *run) begin(killed bool) error {
 		return err
 	}
 	if killed { // what is not durable may still bring the GUIDs of the session before it
-		w.session.headers, w.session.observed = before.headers, before.observed
+		w.session.headers, w.session.observed, w.session.killed = before.headers, before.observed, true
 	}
 	w.file.OnStep(w.h.hook(w.session, w.at, w.h.effort.images))
 	return nil
@@ -388,18 +387,9 @@ func (w *run) checkLive() error {
 	if w.h.err() != nil {
 		return nil
 	}
-	buf := make([]byte, mi)
-	for _, e := range w.model().Touched(mi) {
-		if e.Off >= w.im.Size() {
-			continue
-		}
-		n := min(e.N, w.im.Size()-e.Off)
-		if _, err := w.im.ReadAt(buf[:n], e.Off); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if err := w.model().CheckLive(buf[:n], e.Off); err != nil {
-			return fmt.Errorf("in use: %w", err)
-		}
+	_, err := readEach(w.im, w.model().Touched(readSize), w.model().CheckLive)
+	if err != nil {
+		return fmt.Errorf("in use: %w", err)
 	}
 	return nil
 }

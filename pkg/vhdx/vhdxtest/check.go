@@ -47,8 +47,14 @@ func (m *Model) After(seen *Observed) *Model {
 	defer m.mu.Unlock()
 	n := NewModel(m.world, seen.Size)
 	n.gen = m.gen
-	for s := range m.sectors {
-		n.sectors[s] = &history{versions: []version{{gen: seen.gens[s], done: 1}}}
+	for key, g := range m.groups {
+		fresh := new(group)
+		for i, h := range g {
+			if h != nil {
+				fresh[i] = newHistory(version{gen: seen.gens[key*groupSectors+int64(i)], done: 1})
+			}
+		}
+		n.groups[key] = fresh
 	}
 	return n
 }
@@ -61,14 +67,15 @@ func (m *Model) Restarted(seen *Observed) *Model {
 	defer m.mu.Unlock()
 	n.clock = m.clock
 	for s, h := range m.loose {
-		found := n.sectors[s].versions[0]
+		after := n.history(s)
+		found := after.versions[0]
 		found.done = n.clock
-		versions := slices.Clone(h.versions)
-		for i := range versions {
-			versions[i].done, versions[i].failed = n.clock, true
+		after.versions = slices.Clone(h.versions)
+		for i := range after.versions {
+			after.versions[i].done, after.versions[i].failed = n.clock, true
 		}
-		n.sectors[s] = &history{versions: append(versions, found)}
-		n.loose[s] = n.sectors[s]
+		after.versions = append(after.versions, found)
+		n.loose[s] = after
 	}
 	sizes := slices.Clone(m.size)
 	for i := range sizes {
@@ -106,33 +113,30 @@ func (m *Model) CheckLive(p []byte, off int64) error {
 func (m *Model) check(p []byte, off int64, seen *Observed, may func([]version) []version) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i := int64(0); i < int64(len(p)); i += SectorSize {
+	for i := int64(0); i < int64(len(p)); {
 		s := (off + i) / SectorSize
-		h := m.sectors[s]
-		if h == nil {
-			n := min(int64(len(p)), i+pageSize)
-			if m.blank(s, (n-i)/SectorSize) && isZero(p[i:n]) {
-				i = n - SectorSize
-				continue
-			}
-			h = &history{versions: []version{{done: 1}}}
+		g, first := m.groups[s/groupSectors], s%groupSectors
+		n := min((groupSectors-first)*SectorSize, int64(len(p))-i)
+		if g == nil && isZero(p[i:i+n]) {
+			i += n
+			continue
 		}
-		if err := m.checkSector(p[i:i+SectorSize], s, may(h.versions), seen); err != nil {
-			return err
+		for end := i + n; i < end; i += SectorSize {
+			versions := untouched
+			if g != nil && g[s%groupSectors] != nil {
+				versions = g[s%groupSectors].versions
+			}
+			if err := m.checkSector(p[i:i+SectorSize], s, may(versions), seen); err != nil {
+				return err
+			}
+			s++
 		}
 	}
 	return nil
 }
 
-// blank reports whether n sectors were never written.
-func (m *Model) blank(s, n int64) bool {
-	for i := range n {
-		if m.sectors[s+i] != nil {
-			return false
-		}
-	}
-	return true
-}
+// untouched is the history of a sector that was never written.
+var untouched = []version{{done: 1}}
 
 func (m *Model) checkSector(p []byte, s int64, may []version, seen *Observed) error {
 	t, ok := tag{}, isZero(p)

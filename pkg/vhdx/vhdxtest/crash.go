@@ -3,6 +3,7 @@ package vhdxtest
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 )
 
 // Snapshot is a file between two operations. It is immutable and may be used
@@ -227,4 +228,19 @@ func area(near bool) func(*Snapshot, *rand.Rand) Plan {
 			size: func(int) bool { return size },
 		}
 	}
+}
+
+// String lists the operations that the medium may lack, oldest first.
+func (s *Snapshot) String() string {
+	names := []string{pending: "pending", limbo: "lost track of", durable: "durable"}
+	var b strings.Builder
+	for i := range s.ops {
+		o := &s.ops[i]
+		at, n := o.off, o.n
+		if o.kind == Truncate {
+			at, n = o.size, 0
+		}
+		fmt.Fprintf(&b, "  %3d %-8v %#x +%#x %s\n", i, o.kind, at, n, names[o.state])
+	}
+	return b.String()
 }

@@ -13,18 +13,32 @@ import (
 type Model struct {
 	world uint64
 
-	mu      sync.Mutex
-	size    []sizeVersion // like the versions of a sector
-	gen     generation
-	clock   uint64 // counts events
-	sectors map[int64]*history
-	loose   map[int64]*history // those with more than one version
-	order   []int64            // keys of sectors, sorted; nil: to be made
+	mu     sync.Mutex
+	size   []sizeVersion // like the versions of a sector
+	gen    generation
+	clock  uint64 // counts events
+	groups map[int64]*group
+	order  []int64            // keys of groups, sorted; nil: to be made
+	loose  map[int64]*history // sectors with more than one version
 }
+
+// group holds the sectors that lie side by side; nil: never written.
+type group [groupSectors]*history
+
+const groupSectors = 128
 
 // history of a sector: versions[0] is what is known to be on the medium, the
 // others may have replaced it, in their order.
-type history struct{ versions []version }
+type history struct {
+	versions []version
+	room     [2]version // for versions, to begin with
+}
+
+func newHistory(v version) *history {
+	h := &history{}
+	h.versions = append(h.room[:0], v)
+	return h
+}
 
 type version struct {
 	gen    generation
@@ -41,11 +55,11 @@ type sizeVersion struct {
 // other models.
 func NewModel(world uint64, size int64) *Model {
 	return &Model{
-		world:   world,
-		size:    []sizeVersion{{size: size, version: version{done: 1}}},
-		clock:   1,
-		sectors: map[int64]*history{},
-		loose:   map[int64]*history{},
+		world:  world,
+		size:   []sizeVersion{{size: size, version: version{done: 1}}},
+		clock:  1,
+		groups: map[int64]*group{},
+		loose:  map[int64]*history{},
 	}
 }
 
@@ -87,17 +101,26 @@ func (m *Model) begin(off, n int64, zero bool) *Change {
 		c.gen = m.gen
 	}
 	for s := off / SectorSize; s < (off+n)/SectorSize; s++ {
-		h := m.sectors[s]
-		if h == nil {
-			h = &history{versions: []version{{done: 1}}}
-			m.sectors[s] = h
-			m.order = nil
-		}
+		h := m.history(s)
 		h.versions = append(h.versions, version{gen: c.gen})
 		m.loose[s] = h
 		c.histories = append(c.histories, h)
 	}
 	return c
+}
+
+// history returns that of a sector which is about to be written.
+func (m *Model) history(s int64) *history {
+	g := m.groups[s/groupSectors]
+	if g == nil {
+		g = new(group)
+		m.groups[s/groupSectors] = g
+		m.order = nil
+	}
+	if g[s%groupSectors] == nil {
+		g[s%groupSectors] = newHistory(version{done: 1})
+	}
+	return g[s%groupSectors]
 }
 
 // Resize begins a change of the size, which is durable once it is done.
@@ -193,15 +216,20 @@ func (m *Model) Touched(limit int64) []Extent {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.order == nil {
-		m.order = slices.Sorted(maps.Keys(m.sectors))
+		m.order = slices.Sorted(maps.Keys(m.groups))
 	}
 	var all []Extent
-	for _, s := range m.order {
-		off := s * SectorSize
-		if last := len(all) - 1; last >= 0 && all[last].Off+all[last].N == off && all[last].N < limit {
-			all[last].N += SectorSize
-		} else {
-			all = append(all, Extent{off, SectorSize})
+	for _, key := range m.order {
+		for i, h := range m.groups[key] {
+			if h == nil {
+				continue
+			}
+			off := (key*groupSectors + int64(i)) * SectorSize
+			if last := len(all) - 1; last >= 0 && all[last].Off+all[last].N == off && all[last].N < limit {
+				all[last].N += SectorSize
+			} else {
+				all = append(all, Extent{off, SectorSize})
+			}
 		}
 	}
 	return all
