@@ -27,6 +27,8 @@ type victim struct {
 	// Delay kills it that long after the step has been reached.
 	Delay time.Duration
 	FS    string
+	ID    string
+	Real  bool // pool, image and server are those of the product
 	Calls []string
 }
 
@@ -35,10 +37,17 @@ const victimDied = 77
 // runVictim is the main function of the process that dies.
 func runVictim(plan string) {
 	var v victim
-	if err := json.Unmarshal([]byte(plan), &v); err != nil {
+	err := json.Unmarshal([]byte(plan), &v)
+	if err != nil {
 		panic(err)
 	}
 	r := rigAt(v.Dir)
+	r.id = v.ID
+	if v.Real {
+		if r.real, err = newRealParts(v.Dir); err != nil {
+			panic(err)
+		}
+	}
 	m, err := r.open()
 	if err != nil {
 		panic(err)
@@ -70,10 +79,10 @@ func runVictim(plan string) {
 	die()
 }
 
-// call makes one call for the volume "vol".
+// call makes one call for the rig's volume.
 func (r *rig) call(m *Manager, name, fsType string) error {
 	ctx := context.Background()
-	s, p := r.stage("vol", fsType), r.publishTo("vol", "a")
+	s, p := r.stage(r.id, fsType), r.publishTo(r.id, "a")
 	if fsType == "block" {
 		s.FSType, s.Block, p.Block = "", true, true
 	}
@@ -83,9 +92,9 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 	case "publish":
 		return m.Publish(ctx, p)
 	case "unpublish":
-		return m.Unpublish(ctx, "vol", p.TargetPath)
+		return m.Unpublish(ctx, r.id, p.TargetPath)
 	case "unstage":
-		return m.Unstage(ctx, "vol", s.StagingPath)
+		return m.Unstage(ctx, r.id, s.StagingPath)
 	case "write":
 		f := filepath.Join(p.TargetPath, "file")
 		if fsType == "block" {
@@ -104,7 +113,7 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 // kill runs a victim to its end.
 func (r *rig) kill(v victim) {
 	r.t.Helper()
-	v.Dir = r.dir
+	v.Dir, v.ID, v.Real = r.dir, r.id, r.real != nil
 	plan, err := json.Marshal(v)
 	if err != nil {
 		r.t.Fatal(err)
@@ -135,7 +144,6 @@ func (r *rig) stepsOf(fsType string, calls []string) []string {
 			r.t.Fatal(err)
 		}
 	}
-	r.nothingLeft()
 	r.stop()
 	return steps
 }

@@ -21,12 +21,13 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 func TestMain(m *testing.M) {
-	helper.RunIfHelper(Commands()...)
+	helper.RunIfHelper(slices.Concat(Commands(), fuseloop.Commands())...)
 	if plan := os.Getenv(killEnv); plan != "" {
 		runVictim(plan)
 		return
@@ -47,6 +48,8 @@ const (
 type rig struct {
 	t     *testing.T
 	dir   string
+	id    string // of the volume that call works on
+	real  *realParts
 	vols  *rawVolumes
 	att   *loopAttacher
 	m     *Manager
@@ -70,7 +73,7 @@ func newRig(t *testing.T) *rig {
 
 func rigAt(dir string) *rig {
 	v := &rawVolumes{dir: filepath.Join(dir, "pool")}
-	return &rig{dir: dir, vols: v, att: &loopAttacher{vols: v}}
+	return &rig{dir: dir, id: "vol", vols: v, att: &loopAttacher{vols: v}}
 }
 
 // start is the start of a plugin process.
@@ -90,6 +93,9 @@ func (r *rig) start() []Recovered {
 }
 
 func (r *rig) open() (*Manager, error) {
+	if r.real != nil {
+		return r.real.open(r)
+	}
 	m, err := New(Config{NodeID: "node-1", StateDir: filepath.Join(r.dir, "state"), Volumes: r.vols, Attacher: r.att})
 	if err != nil {
 		return nil, err
