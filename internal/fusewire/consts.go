@@ -51,7 +51,6 @@ const (
 	BigWrites     = uint64(1) << 5
 	AsyncDIO      = uint64(1) << 15
 	ParallelDirOp = uint64(1) << 18
-	AbortError    = uint64(1) << 21 // a read after an abort answers ECONNABORTED, not ENODEV
 	MaxPages      = uint64(1) << 22
 	InitExt       = uint64(1) << 30
 	HasResend     = uint64(1) << 39

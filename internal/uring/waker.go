@@ -34,6 +34,13 @@ func NewWaker(buf []byte) (*Waker, error) {
 // Close closes the waker's descriptor; nobody may wake any more.
 func (w *Waker) Close() error { return unix.Close(w.fd) }
 
+// FD is for those who poll it instead of using Arm; they call Drain when it is
+// readable.
+func (w *Waker) FD() int { return w.fd }
+
+// Drain makes the descriptor unreadable until the next wake-up.
+func (w *Waker) Drain() { _, _ = unix.Read(w.fd, w.buf) }
+
 // Arm queues the operation that completes on a wake-up. Once per wake-up.
 func (w *Waker) Arm(r *Ring, tag uint64) { r.Read(FD(w.fd), w.buf, NoOffset, tag) }
 

@@ -35,7 +35,7 @@ type Options struct {
 	// Note is told, once for each, what is less good than it could be with
 	// this kernel and these rights; id is the volume's. It must not block.
 	Note func(id, text string)
-	// NoRing serves without io_uring, with blocking threads.
+	// NoRing serves without io_uring, with blocking threads only.
 	NoRing bool
 
 	fault string // test switch: the step to fail at

@@ -19,19 +19,9 @@ import (
 )
 
 var (
-	errUnmounted = errors.New("the kernel has removed the device")
+	errUnmounted = errors.New("the kernel has ended the connection: the device was removed or aborted by somebody else")
 	errStopped   = errors.New("serving was stopped")
 )
-
-// server is an engine or threads.
-type server interface {
-	// run serves, on the goroutine that made the server.
-	run() error
-	// quit makes run end; from any goroutine, and only before close.
-	quit()
-	// close gives everything back after run, on the same goroutine.
-	close()
-}
 
 // Device is one fuseloop device.
 type Device struct {
@@ -45,7 +35,7 @@ type Device struct {
 	detach chan struct{} // holds one token: the right to detach or resize
 
 	mu        sync.Mutex // guards what follows
-	srv       server     // nil when it has been closed
+	srv       *engine    // nil when it has been closed
 	detaching bool       // the end of the connection is wanted
 	err       error
 	done      chan struct{} // closed after err is set and everything is given back
@@ -143,7 +133,7 @@ func (d *Device) startServer(s *session) (goOn func(bool), err error) {
 }
 
 // finish closes the server and notes why it ended.
-func (d *Device) finish(srv server, err error) {
+func (d *Device) finish(srv *engine, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.srv = nil
@@ -164,25 +154,23 @@ func (d *Device) ended() bool {
 	}
 }
 
-func (d *Device) newServer(s *session) (server, error) {
+func (d *Device) newServer(s *session) (*engine, error) {
 	if err := blockdev.SetIOFlusher(); err != nil {
 		d.note("%v", err)
 	}
-	if !d.a.o.NoRing {
-		e, err := newEngine(s)
-		if err == nil {
-			if err := failAt(d.a.o.fault, stepEngine, nil); err != nil {
-				e.close()
-				return nil, err
-			}
-			return e, nil
-		}
-		if !errors.Is(err, uring.ErrUnavailable) {
-			return nil, err
-		}
-		d.note("serving with %d blocking threads, at about half the speed: %v", blockingThreads, err)
+	e, err := newEngine(s, d.a.o.NoRing)
+	if errors.Is(err, uring.ErrUnavailable) {
+		d.note("serving with blocking threads, at about half the speed: %v", err)
+		e, err = newEngine(s, true)
 	}
-	return newThreads(s)
+	if err != nil {
+		return nil, err
+	}
+	if err := failAt(d.a.o.fault, stepEngine, nil); err != nil {
+		e.close()
+		return nil, err
+	}
+	return e, nil
 }
 
 // mount makes the device in a child while this process answers the child's

@@ -13,8 +13,8 @@
 //	Attacher, Device   the life of a device; children do whatever may wait on it (commands.go)
 //	negotiate          the FUSE handshake, once in the life of a connection
 //	session            what a serving loop needs to know; works on any initialised descriptor
-//	engine             one io_uring, one thread: owns the descriptor, the buffers and every request
-//	threads            the same without io_uring: a goroutine per request under way
+//	engine             one thread, one io_uring: owns the descriptor, the buffers and every request
+//	slowPool           what the engine's ring cannot do, and everything where there is no ring (poll.go)
 //
 // A request takes one of two ways. READ and WRITE of a range that the image
 // can pin are done by the ring, on the image's own descriptor, without a lock

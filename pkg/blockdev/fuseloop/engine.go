@@ -38,11 +38,12 @@ var (
 	payloadFD = uring.Fixed(1)
 )
 
-// engine serves a session on one ring, from one locked thread. Only that
-// thread touches it, but for slow, waker and stop.
+// engine serves a session from one locked thread. Only that thread touches
+// it, but for slow, waker and stop.
 type engine struct {
 	s     *session
-	ring  *uring.Ring
+	ring  *uring.Ring // nil: io_uring is not allowed; see poll.go
+	poll  [2]unix.PollFd
 	waker *uring.Waker
 	slow  *slowPool
 	stop  atomic.Bool // read no more requests, finish those there are
@@ -66,7 +67,8 @@ type engine struct {
 
 // newEngine makes everything an engine needs. It must be called, like run and
 // close, on the goroutine that is locked to the thread which will serve.
-func newEngine(s *session) (_ *engine, err error) {
+// uring.ErrUnavailable: only without a ring.
+func newEngine(s *session, noRing bool) (_ *engine, err error) {
 	e := &engine{s: s}
 	defer func() {
 		if err != nil {
@@ -79,22 +81,38 @@ func newEngine(s *session) (_ *engine, err error) {
 	if e.mem, err = newMemory(s.depth); err != nil {
 		return nil, err
 	}
-	if e.ring, err = uring.New(256); err != nil {
-		return nil, err
-	}
-	if err := e.ring.RegisterBuffer(e.mem.all); err != nil {
-		return nil, fmt.Errorf("give the buffers to the ring: %w", err)
-	}
-	if err := e.ring.RegisterFiles(int32(s.fd), int32(s.imageFD)); err != nil {
-		return nil, fmt.Errorf("give the descriptors to the ring: %w", err)
+	if !noRing {
+		if err := e.newRing(); err != nil {
+			return nil, err
+		}
 	}
 	if e.waker, err = uring.NewWaker(e.mem.wake); err != nil {
 		return nil, err
 	}
-	e.reqs = make([]request, s.depth)
-	e.freeReqs = make([]int32, 0, s.depth)
-	e.replied = make([]int32, 0, s.depth)
-	e.parked = make([]int32, 0, s.depth)
+	e.makeRequests()
+	e.slow = newSlowPool(s, e.reqs, e.waker, noRing)
+	return e, nil
+}
+
+func (e *engine) newRing() (err error) {
+	if e.ring, err = uring.New(256); err != nil {
+		return err
+	}
+	if err := e.ring.RegisterBuffer(e.mem.all); err != nil {
+		return fmt.Errorf("give the buffers to the ring: %w", err)
+	}
+	if err := e.ring.RegisterFiles(int32(e.s.fd), int32(e.s.imageFD)); err != nil {
+		return fmt.Errorf("give the descriptors to the ring: %w", err)
+	}
+	return nil
+}
+
+func (e *engine) makeRequests() {
+	depth := e.s.depth
+	e.reqs = make([]request, depth)
+	e.freeReqs = make([]int32, 0, depth)
+	e.replied = make([]int32, 0, depth)
+	e.parked = make([]int32, 0, depth)
 	for i := range e.reqs {
 		e.freeReqs = append(e.freeReqs, int32(i))
 	}
@@ -102,8 +120,6 @@ func newEngine(s *session) (_ *engine, err error) {
 	for i := range e.mem.big {
 		e.freeBigs = append(e.freeBigs, int32(i))
 	}
-	e.slow = newSlowPool(s, e.reqs, e.waker)
-	return e, nil
 }
 
 // close gives everything back. Nothing may be under way.
@@ -129,7 +145,6 @@ func (e *engine) quit() {
 // run serves until the connection ends or quit, and returns when no request
 // and no operation is under way. nil: the connection ended as it should.
 func (e *engine) run() error {
-	var c uring.Completion
 	for {
 		e.takeSlow()
 		if e.stop.Load() && e.end == nil {
@@ -141,19 +156,37 @@ func (e *engine) run() error {
 			return e.end
 		}
 		e.waker.Sleep()
-		err := e.ring.Enter(e.patience())
+		err := e.wait(e.patience())
 		e.waker.Awake()
 		if err != nil {
 			return e.abandon(err)
 		}
 		e.release()
-		e.heard = false
-		for e.ring.Next(&c) {
-			e.complete(c.Tag, c.Res)
-		}
+		e.collect()
 		if e.heard {
 			e.drain()
 		}
+	}
+}
+
+// wait submits what is queued and waits for that many completions.
+func (e *engine) wait(n uint32) error {
+	if e.ring == nil {
+		return e.waitPoll(n)
+	}
+	return e.ring.Enter(n)
+}
+
+// collect takes what has completed.
+func (e *engine) collect() {
+	if e.ring == nil {
+		e.collectPoll()
+		return
+	}
+	e.heard = false
+	var c uring.Completion
+	for e.ring.Next(&c) {
+		e.complete(c.Tag, c.Res)
 	}
 }
 
@@ -178,6 +211,9 @@ func (e *engine) idle() bool {
 		e.armWake() // a slow goroutine may have one
 		return false
 	}
+	if e.ring == nil {
+		return true
+	}
 	if (e.armed > 0 || e.wakeArmed) && !e.cancelled {
 		e.cancelled = true
 		e.ring.CancelAll(tagCancel)
@@ -198,6 +234,9 @@ func (e *engine) canRead() bool { return len(e.freeReqs) > e.armed && len(e.free
 
 // arm keeps reads of /dev/fuse, and the one of the waker, under way.
 func (e *engine) arm() {
+	if e.ring == nil {
+		return
+	}
 	e.armWake()
 	for e.armed < readers && e.canRead() {
 		i := e.popBig()
@@ -208,7 +247,7 @@ func (e *engine) arm() {
 }
 
 func (e *engine) armWake() {
-	if !e.wakeArmed {
+	if e.ring != nil && !e.wakeArmed {
 		e.wakeArmed = true
 		e.waker.Arm(e.ring, tagWake)
 	}
@@ -241,7 +280,7 @@ func (e *engine) readFailed(errno syscall.Errno) bool {
 	case unix.EINTR, unix.ENOENT: // ENOENT: the request was given up before it was read
 		return false
 	case unix.EAGAIN, unix.ECANCELED:
-	case unix.ENODEV:
+	case unix.ENODEV, unix.ECONNABORTED: // the latter: while a request was being read
 		e.ended(errUnmounted)
 	default:
 		e.ended(fmt.Errorf("read /dev/fuse: %w", errno))

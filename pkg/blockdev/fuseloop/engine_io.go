@@ -65,7 +65,7 @@ func (e *engine) launch(i int32) {
 
 func (e *engine) launchRing(i int32, r *request) bool {
 	s := e.s
-	if s.pinner == nil || (r.off|r.n)&(s.align-1) != 0 || r.n == 0 {
+	if e.ring == nil || s.pinner == nil || (r.off|r.n)&(s.align-1) != 0 || r.n == 0 {
 		return false
 	}
 	at, pin, ok := s.pinner.Pin(r.op == w.OpWrite, r.off, r.n)
@@ -128,13 +128,17 @@ func (e *engine) done(i int32) {
 func (e *engine) answer(i int32) {
 	r := &e.reqs[i]
 	r.state = stateReplied
-	e.ring.WriteQuiet(fuseFD, r.reply(), uring.NoOffset, tagReply|uint64(uint32(i)))
+	if msg := r.reply(); e.ring == nil {
+		e.writeReply(msg)
+	} else {
+		e.ring.WriteQuiet(fuseFD, msg, uring.NoOffset, tagReply|uint64(uint32(i)))
+	}
 	e.replied = append(e.replied, i)
 }
 
 // release frees the requests whose replies have been submitted.
 func (e *engine) release() {
-	if e.ring.Queued() > 0 {
+	if e.ring != nil && e.ring.Queued() > 0 {
 		return
 	}
 	for _, i := range e.replied {

@@ -1,54 +1,76 @@
 package fuseloop
 
 import (
-	"os"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"go.uber.org/goleak"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/devtest"
 )
 
 func TestMain(m *testing.M) {
 	helper.RunIfHelper(Commands()...)
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
-func TestQuick(t *testing.T) {
-	for _, noRing := range []bool{false, true} {
-		im, err := devtest.NewFileImage(filepath.Join(t.TempDir(), "f"), 64<<20, 512, 512)
+// backend is fuseloop with these options, on images that newImage makes.
+func backend(o Options, newImage func(*testing.T, int64, int) devtest.Image) devtest.Backend {
+	return devtest.Backend{
+		New: func(t *testing.T) blockdev.Attacher {
+			o := o
+			o.Note = func(id, text string) { t.Logf("%s: %s", id, text) }
+			return New(o)
+		},
+		NewImage: newImage,
+		Leftovers: func(t *testing.T, id string) (left []string) {
+			found, err := loopdev.Find(tagOf(id))
+			if err != nil {
+				t.Error(err)
+			}
+			for _, dev := range found {
+				left = append(left, loopdev.Path(dev.Number))
+			}
+			return left
+		},
+	}
+}
+
+func memImage(_ *testing.T, size int64, sector int) devtest.Image {
+	return devtest.NewMemImage(size, sector)
+}
+
+// fileImage makes raw files that demand this alignment.
+func fileImage(align int) func(*testing.T, int64, int) devtest.Image {
+	return func(t *testing.T, size int64, sector int) devtest.Image {
+		im, err := devtest.NewFileImage(filepath.Join(t.TempDir(), "raw"), size, sector, align)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := New(Options{NoRing: noRing, Note: func(id, s string) { t.Log(id, s) }})
-		t0 := time.Now()
-		d, err := a.Attach(t.Context(), blockdev.Config{ID: "quick", Image: im})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Log(d.Path(), time.Since(t0))
-		f, err := os.OpenFile(d.Path(), os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteAt(make([]byte, 1<<20), 0); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Sync(); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-		t0 = time.Now()
-		if err := d.Detach(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		t.Log(time.Since(t0))
-		if err := im.Close(); err != nil {
-			t.Fatal(err)
-		}
+		t.Cleanup(func() {
+			if err := im.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		return im
+	}
+}
+
+func TestConformance(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		o    Options
+		im   func(*testing.T, int64, int) devtest.Image
+	}{
+		{"ring/memory", Options{}, memImage},
+		{"ring/file512", Options{}, fileImage(512)},
+		{"ring/file4096", Options{}, fileImage(4096)},
+		{"poll/memory", Options{NoRing: true}, memImage},
+		{"poll/file4096", Options{NoRing: true}, fileImage(4096)},
+	} {
+		t.Run(c.name, func(t *testing.T) { devtest.Run(t, backend(c.o, c.im)) })
 	}
 }

@@ -92,7 +92,7 @@ const (
 	loopTags = 128
 	// backgroundMargin is room for requests that loop's split into.
 	backgroundMargin = 32
-	wantFlags        = w.AsyncRead | w.BigWrites | w.AsyncDIO | w.ParallelDirOp | w.MaxPages | w.AbortError | w.InitExt | w.HasResend
+	wantFlags        = w.AsyncRead | w.BigWrites | w.AsyncDIO | w.ParallelDirOp | w.MaxPages | w.InitExt | w.HasResend
 	needFlags        = w.AsyncDIO | w.MaxPages | w.InitExt
 )
 

@@ -14,6 +14,7 @@ import (
 // nor a read.
 const (
 	slowReaders  = 4
+	pollReaders  = 8 // without a ring
 	slowChangers = 8
 	slowFlushers = 2
 )
@@ -31,7 +32,7 @@ type slowPool struct {
 	spare []int32 // what take gave last; only take touches it
 }
 
-func newSlowPool(s *session, reqs []request, waker *uring.Waker) *slowPool {
+func newSlowPool(s *session, reqs []request, waker *uring.Waker, noRing bool) *slowPool {
 	p := &slowPool{
 		// Room for every request there is: submit never blocks.
 		reads:   make(chan int32, len(reqs)),
@@ -51,7 +52,11 @@ func newSlowPool(s *session, reqs []request, waker *uring.Waker) *slowPool {
 			})
 		}
 	}
-	serve(p.reads, slowReaders)
+	readers := slowReaders
+	if noRing {
+		readers = pollReaders
+	}
+	serve(p.reads, readers)
 	serve(p.changes, slowChangers)
 	serve(p.flushes, slowFlushers)
 	return p
