@@ -112,7 +112,11 @@ func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 
 // afterFailure undoes a creation, unless its record was linked after all.
 func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cause error) (Volume, error) {
-	if err := s.resolve(ctx, o); err != nil {
+	err := s.resolve(ctx, o)
+	if err == nil {
+		err = s.disown(o)
+	}
+	if err != nil {
 		// It stays in the account, which names the image, for the collector.
 		return Volume{}, errors.Join(s.p.full(cause, o), fmt.Errorf("undo: %w", err))
 	}
@@ -120,6 +124,17 @@ func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cau
 		cause = fmt.Errorf("create volume %q: %w: %w", r.name(), ErrBusy, cause)
 	}
 	return Volume{}, s.p.full(cause, o)
+}
+
+// disown removes the image of a creation that did not happen and that the
+// account knows nothing of any more: whoever took it over came before the
+// image did.
+func (s *session) disown(o *operation) error {
+	r, err := s.recordOf(o)
+	if r != nil || err != nil {
+		return err
+	}
+	return s.p.removeUnborn(o.Image)
 }
 
 // buildImage makes the image, complete and durable, and returns it open and
