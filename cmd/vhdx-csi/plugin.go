@@ -95,7 +95,7 @@ func (o *options) startNode(ctx context.Context, set *pool.Set) (*node.Manager, 
 	if err != nil {
 		return nil, err
 	}
-	m, err := node.New(node.Config{
+	m, err := node.New(node.Config{ //nolint:contextcheck // it waits for nothing but its own directory
 		NodeID:   o.nodeID,
 		StateDir: filepath.Join(o.stateDir, "node"),
 		Volumes:  set,

@@ -41,8 +41,8 @@ func Leftovers(dir string, ids ...string) ([]string, error) {
 
 // Clean removes what Leftovers finds, without the plugin's help, and then dir.
 // With anything left it leaves dir alone and says what is there.
-func Clean(dir string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+func Clean(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var errs []error
 	mounts, err := mountsBelow(dir)
@@ -53,7 +53,7 @@ func Clean(dir string) error {
 	for _, l := range loops(dir, nil) {
 		errs = append(errs, tool(ctx, "losetup", "--detach", strings.Fields(l)[0]))
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(20 * time.Second)
 	for {
 		left, err := Leftovers(dir)
 		if err == nil && len(left) == 0 {

@@ -139,7 +139,7 @@ func (p *Process) ready(ctx context.Context) error {
 	}
 }
 
-// Identity, Controller and Node are the plugin's services.
+// Identity is the plugin's identity service.
 func (p *Process) Identity() csi.IdentityClient { return csi.NewIdentityClient(p.conn) }
 
 // Controller is the plugin's controller service.

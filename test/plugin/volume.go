@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -172,6 +173,16 @@ func (v *Volume) Expand(ctx context.Context, size int64) error {
 			VolumeId: v.ID, VolumePath: v.Target, StagingTargetPath: v.Staging, CapacityRange: grow, VolumeCapability: v.Cap})
 		return err
 	})
+}
+
+// GrowsExt4Online reports whether this process, and so a plugin that it starts,
+// may grow a mounted ext4: the kernel wants CAP_SYS_RESOURCE for that, which
+// many containers lack. Elsewhere the filesystem grows at the next stage.
+func GrowsExt4Online() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&head, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 // Stats are the volume's bytes as the plugin counts them.

@@ -4,7 +4,6 @@ package sanity
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,16 +23,7 @@ var binary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	builds = dir
-	out := filepath.Join(dir, "vhdx-csi")
-	args := []string{"build", "-o", out}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	cmd := exec.Command("go", append(args, "github.com/csi-vhdx/csi-driver-vhdx/cmd/vhdx-csi")...)
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
-	}
-	return out, nil
+	return filepath.Join(dir, "vhdx-csi"), plugin.Build(dir, "vhdx-csi")
 })
 
 var builds string // to be removed at the end
@@ -74,7 +64,7 @@ func home(t *testing.T) string {
 		if t.Failed() {
 			t.Logf("the plugin's log ends:\n%s", plugin.Tail(dir, 20000))
 		}
-		if err := plugin.Clean(dir); err != nil {
+		if err := plugin.Clean(context.WithoutCancel(t.Context()), dir); err != nil {
 			t.Errorf("clean up: %v", err)
 		}
 	})

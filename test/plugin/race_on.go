@@ -1,5 +1,5 @@
 //go:build race
 
-package sanity
+package plugin
 
 const raceEnabled = true

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
+)
+
+// powerCut takes the medium as a power cut would leave it. The plugin is
+// frozen first, so that nothing is written while the copy is made: a copy
+// taken beside a running writer would be a state that no cut can leave.
+func (d *demo) powerCut(ctx context.Context) (string, error) {
+	if err := d.freeze(); err != nil {
+		return "", err
+	}
+	d.cut = filepath.Join(d.dir, "medium.vhdx")
+	if err := copyFile(ctx, d.image, d.cut); err != nil {
+		return "", err
+	}
+	d.kill()
+	d.show("the plugin is gone, the filesystem was mounted, the image was never closed")
+	replay, err := dirtyLog(d.cut)
+	if err != nil {
+		return "", err
+	}
+	d.show("on the medium: a VHDX log with %d entries (%d pages) to replay", replay.Entries, replay.Pages)
+	out, err := qemuCheck(ctx, d.cut)
+	if !errors.Is(err, exec.ErrNotFound) {
+		d.show("qemu-img check: %s", out)
+		if err := d.must(err != nil, "QEMU finds nothing to replay in the medium"); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("log dirty: %d entries, %d pages", replay.Entries, replay.Pages),
+		d.must(replay.Entries > 0, "the log on the medium is clean: nothing to show")
+}
+
+// dirtyLog says what the log of an image holds, without changing the image.
+func dirtyLog(path string) (vhdx.ReplayInfo, error) {
+	im, err := vhdx.OpenPath(path, vhdx.OpenOptions{ReadOnly: true})
+	if err != nil {
+		return vhdx.ReplayInfo{}, fmt.Errorf("open the medium read-only: %w", err)
+	}
+	return im.Info().Replay, im.Close()
+}
+
+// boot puts the copy in the image's place and starts a new plugin.
+func (d *demo) boot(ctx context.Context) (string, error) {
+	if err := os.Rename(d.cut, d.image); err != nil {
+		return "", fmt.Errorf("put the medium back: %w", err)
+	}
+	p, err := plugin.Start(ctx, plugin.Options{Binary: d.binary, Dir: d.dir})
+	if err != nil {
+		return "", err
+	}
+	d.p, d.v = p, d.v.On(p)
+	for _, line := range logLines(d.dir, "Journal entry of an earlier process") {
+		d.show("plugin: %s", line)
+	}
+	left, err := plugin.Leftovers(d.dir, d.v.ID)
+	if err != nil {
+		return "", err
+	}
+	return "mounts and device of the dead plugin removed",
+		d.must(len(left) == 1, "left of the dead plugin, beside the new process: %s", strings.Join(left, "; "))
+}
+
+// replay stages the volume from the dirty image.
+func (d *demo) replay(ctx context.Context) (string, error) {
+	if err := d.v.Up(ctx); err != nil {
+		return "", err
+	}
+	for _, line := range logLines(d.dir, "eplayed") {
+		d.show("plugin: %s", line)
+	}
+	return "mounted again", nil
+}
+
+// logLines are the lines of the plugin's log that contain a text, without
+// their heads.
+func logLines(dir, text string) []string {
+	var found []string
+	for line := range strings.Lines(plugin.Tail(dir, 1<<20)) {
+		if strings.Contains(line, text) {
+			_, tail, _ := strings.Cut(line, "] ")
+			found = append(found, strings.TrimSpace(tail))
+		}
+	}
+	return found
+}
+
+// copyFile copies what is on the medium, holes as holes.
+func copyFile(ctx context.Context, from, to string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	buf := make([]byte, mib)
+	zero := make([]byte, mib)
+	var off int64
+	for ctx.Err() == nil {
+		n, err := io.ReadFull(src, buf)
+		if string(buf[:n]) != string(zero[:n]) {
+			if _, err := dst.WriteAt(buf[:n], off); err != nil {
+				return fmt.Errorf("copy the medium: %w", err)
+			}
+		}
+		off += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return errors.Join(dst.Truncate(off), dst.Sync())
+		}
+		if err != nil {
+			return fmt.Errorf("copy the medium: %w", err)
+		}
+	}
+	return ctx.Err()
+}
