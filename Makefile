@@ -68,9 +68,10 @@ sanity: deps build ## csi-sanity against the real plugin process, filesystem and
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) 'csi-sanity: -count=1 -timeout 20m ./test/sanity/...'
 
 .PHONY: bench
-bench: build ## speed against qemu-storage-daemon and a raw loop device
+bench: build ## speed against qemu-storage-daemon and a raw loop device; BENCH_FLAGS
 	@hack/deps.sh bench
-	@$(AS_ROOT) $(BIN)/vhdx-bench
+	$(GO) build -o $(BIN)/vhdx-bench ./test/bench
+	@$(AS_ROOT) $(BIN)/vhdx-bench $(BENCH_FLAGS)
 
 .PHONY: lint
 lint: $(BIN)/tools/golangci-lint ## golangci-lint, and a note of what has grown long
