@@ -157,7 +157,7 @@ func (a *Attacher) owns(d *Device) bool {
 }
 
 func (a *Attacher) preflight() error {
-	if err := timeouts(); err != nil {
+	if err := timeouts(fuseSysctls); err != nil {
 		return err
 	}
 	for _, path := range []string{"/dev/fuse", "/dev/loop-control"} {

@@ -205,6 +205,9 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	if child.err != nil {
 		return "", unavailable(child.err)
 	}
+	if err != nil {
+		return "", err
+	}
 	return string(child.out), nil
 }
 

@@ -1,6 +1,7 @@
 package fuseloop
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -13,6 +14,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if id := os.Getenv(serveVariable); id != "" && os.Args[0] != "vhdx-helper" {
+		serveElsewhere(id)
+	}
 	helper.RunIfHelper(Commands()...)
 	goleak.VerifyTestMain(m)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -112,6 +113,8 @@ func negotiate(fd, depth int, buf []byte, gaveUp <-chan struct{}) (params, error
 		case err == nil:
 			return answerInit(fd, depth, buf[:n])
 		case errors.Is(err, unix.EPERM), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.ENODEV): // it was made, and is gone again
+			return params{}, errGaveUp
 		default:
 			return params{}, fmt.Errorf("read INIT from /dev/fuse: %w", err)
 		}
@@ -156,10 +159,12 @@ func answerInit(fd, depth int, msg []byte) (params, error) {
 	return p, nil
 }
 
+const fuseSysctls = "/proc/sys/fs/fuse"
+
 // timeouts refuses a kernel that aborts a connection whose server pauses.
-func timeouts() error {
+func timeouts(dir string) error {
 	for _, name := range []string{"default_request_timeout", "max_request_timeout"} {
-		b, err := os.ReadFile("/proc/sys/fs/fuse/" + name)
+		b, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // Linux before 6.15 has no such limit
 		}
