@@ -233,6 +233,17 @@ func (t *Tree) Read(name string, limit int) ([]byte, error) {
 	return d.Read(path.Base(name), limit)
 }
 
+// Stat describes the entry itself, never what a symlink points to.
+func (t *Tree) Stat(name string) (fs.FileInfo, error) {
+	d, err := t.Dir(path.Dir(name))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fi, err := d.Lstat(path.Base(name))
+	return fi, named("stat", name, err)
+}
+
 // Open opens a regular file; see [Dir.Open].
 func (t *Tree) Open(name string, flag int, perm fs.FileMode) (*os.File, error) {
 	d, err := t.Dir(path.Dir(name))

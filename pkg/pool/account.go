@@ -201,7 +201,7 @@ func (s *session) writeAccount(a *account) error {
 	if err != nil {
 		return err
 	}
-	return s.p.tree.Replace(fileAccount, b)
+	return s.p.spending(func() error { return s.p.tree.Replace(fileAccount, b) })
 }
 
 // begin writes an operation into the account and then, under the same lock,

@@ -83,19 +83,30 @@ func scale(n int64, by float64) int64 {
 	return int64(min(float64(n)*by, math.MaxInt64/4))
 }
 
+// The bounds that a SpaceError names.
+const (
+	boundPolicy = "the bound on committed bytes"
+	boundFree   = "the free space of the filesystem"
+)
+
 func (p *Pool) checkRoom(a *account, o *operation) error {
 	ph, err := p.physical()
 	if err != nil {
 		return err
 	}
-	dynamic, fixed := p.room(a, ph)
-	if o.Bytes > dynamic {
-		return &SpaceError{Pool: p.name, Want: o.Bytes, Have: dynamic, Bound: "the bound on committed bytes"}
+	have, fixed := p.room(a, ph)
+	if o.Fixed {
+		have = fixed
 	}
-	if o.Fixed && o.Bytes > fixed {
-		return &SpaceError{Pool: p.name, Want: o.Bytes, Have: fixed, Bound: "the free space of the filesystem"}
+	if o.Bytes <= have {
+		return nil
 	}
-	return nil
+	policy, _ := p.room(a, physical{total: ph.total, free: ph.total})
+	e := &SpaceError{Pool: p.name, Want: o.Bytes, Have: have, Bound: boundFree}
+	if have == policy {
+		e.Bound = boundPolicy
+	}
+	return e
 }
 
 // Capacity says what the pool has, has promised and can still promise.

@@ -32,6 +32,7 @@ func (p *Pool) Collect(ctx context.Context) (Collected, error) {
 	c, err := p.collect(ctx)
 	n, terr := p.collectTemp()
 	c.Temporary = n
+	p.takeBallast()
 	return c, errors.Join(err, terr)
 }
 

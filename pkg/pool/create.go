@@ -9,8 +9,6 @@ import (
 	"os"
 	"path"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -193,9 +191,9 @@ func (p *Pool) linkRecord(r *record) error {
 
 // full turns a full filesystem or quota into ErrNoSpace.
 func (p *Pool) full(err error, o *operation) error {
-	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || errors.Is(err, ErrNoSpace) {
+	if !isFull(err) || errors.Is(err, ErrNoSpace) {
 		return err
 	}
 	ph, _ := p.physical() //nolint:errcheck // zero is what the message says then
-	return errors.Join(&SpaceError{Pool: p.name, Want: o.Bytes, Have: ph.free, Bound: "the filesystem"}, err)
+	return errors.Join(&SpaceError{Pool: p.name, Want: o.Bytes, Have: ph.free, Bound: boundFree}, err)
 }

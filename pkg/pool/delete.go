@@ -74,7 +74,9 @@ func (s *session) delete(ctx context.Context, r *record) error {
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", r.ID, err)
 	}
-	return s.remove(context.WithoutCancel(ctx), r, o)
+	err = s.remove(context.WithoutCancel(ctx), r, o)
+	s.p.takeBallast()
+	return err
 }
 
 // remove is the second phase. The caller has the volume's and the image's locks.

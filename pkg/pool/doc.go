@@ -4,6 +4,7 @@
 //	pool.json                      marker: format version, UUID, name
 //	account.json                   sum of committed bytes, unfinished operations
 //	locks                          empty; its byte ranges are the locks
+//	ballast                        thrown off when the share is full
 //	volumes/<xx>/<hash>.json       a volume's record; hash is that of its name
 //	images/<xx>/<uuid>.vhdx        images
 //	nodes/<xx>/<hash>.json         nodes

@@ -63,7 +63,7 @@ func (e *AttachedError) Is(target error) bool { return target == ErrAttachedElse
 type SpaceError struct {
 	Pool       string
 	Want, Have int64
-	Bound      string // "committed bytes" or "free space of the filesystem"
+	Bound      string // "the bound on committed bytes" or "the free space of the filesystem"
 }
 
 func (e *SpaceError) Error() string {

@@ -43,7 +43,7 @@ func newPowerRig(t *testing.T) *powerRig {
 	run(t, "mkfs.xfs", "-q", "-m", "reflink=1", base+"/xfs.img")
 	r.mount(base+"/xfs.img", r.dir)
 	sparse(t, r.disk(), 96<<20)
-	run(t, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", r.disk())
+	run(t, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", r.disk())
 	r.pool = filepath.Join(base, "pool")
 	r.mount(r.disk(), r.pool)
 	return r

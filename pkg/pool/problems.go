@@ -80,7 +80,7 @@ func (s *survey) top() {
 		s.add(".", "%v", err)
 		return
 	}
-	files := []string{fileMarker, fileAccount, fileLocks}
+	files := []string{fileMarker, fileAccount, fileLocks, fileBallast}
 	for _, e := range entries {
 		name := e.Name()
 		switch {

@@ -193,7 +193,7 @@ func (p *Pool) replaceRecord(r *record) error {
 	if err != nil {
 		return err
 	}
-	return p.tree.Replace(p.recordPath(r.id.hash), b)
+	return p.spending(func() error { return p.tree.Replace(p.recordPath(r.id.hash), b) })
 }
 
 func (p *Pool) volume(r *record) Volume {
