@@ -16,6 +16,8 @@ var (
 	ErrIncompatible = errors.New("already there with other arguments")
 	// ErrNotStaged: the volume must be staged at that path first.
 	ErrNotStaged = errors.New("volume is not staged")
+	// ErrNotAttached: the controller has not given the volume to this node.
+	ErrNotAttached = errors.New("volume is not attached to this node")
 	// ErrNoFilesystem: the volume holds data and no usable filesystem of the
 	// wanted type. It is never formatted.
 	ErrNoFilesystem = errors.New("no usable filesystem")

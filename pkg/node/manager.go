@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -20,6 +21,8 @@ type Manager struct {
 	boot    string
 	// open is Volumes.OpenImage; tests put plain files in its place.
 	open func(ctx context.Context, id string, readOnly bool) (image, error)
+	// patience with an image that is in use; see drainPatience.
+	patience time.Duration
 	// step is told each step that a death could follow; tests die there.
 	step func(name string)
 
@@ -92,7 +95,7 @@ func New(c Config) (*Manager, error) {
 	}
 	c.Deadlines = c.Deadlines.filled()
 	m := &Manager{
-		cfg: c, boot: strings.TrimSpace(string(boot)), step: func(string) {},
+		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: func(string) {},
 		volumes: map[string]*volume{}, busy: map[string]bool{},
 	}
 	m.open = func(ctx context.Context, id string, readOnly bool) (image, error) {

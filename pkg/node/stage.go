@@ -63,7 +63,7 @@ func (r *StageRequest) check() error {
 // stageNew stages a volume of which nothing is here. Whatever goes wrong,
 // everything done is undone (I-NODE-6).
 func (m *Manager) stageNew(ctx context.Context, r StageRequest) error {
-	rec, err := m.cfg.Volumes.Volume(ctx, r.VolumeID)
+	rec, err := m.attached(ctx, r.VolumeID, r.ReadOnly)
 	if err != nil {
 		return err
 	}
@@ -113,14 +113,14 @@ func (m *Manager) bringUp(ctx context.Context, v *volume) error {
 	if err := m.cfg.Attacher.Teardown(ctx, id); err != nil {
 		return deviceBusy(err)
 	}
-	im, err := m.open(ctx, id, readOnly)
+	im, err := m.openImage(ctx, id, readOnly)
 	if err != nil {
-		return fmt.Errorf("open image: %w", err)
+		return err
 	}
 	m.change(func() { v.image = im })
 	m.step("opened")
 	// Read under the image's lock: another node may have had it until now.
-	rec, err := m.cfg.Volumes.Volume(ctx, id)
+	rec, err := m.attached(ctx, id, readOnly)
 	if err != nil {
 		return err
 	}

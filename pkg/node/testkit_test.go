@@ -310,7 +310,8 @@ func (r *rig) create(id string, size int64, params pool.Params) {
 		err = errors.Join(f.Truncate(size), f.Close())
 	}
 	if err == nil {
-		err = r.vols.put(pool.Volume{ID: id, Size: size, Params: params, Use: pool.UseNever})
+		err = r.vols.put(pool.Volume{ID: id, Size: size, Params: params, Use: pool.UseNever,
+			Attachments: []pool.Attachment{{Node: "other"}, {Node: "node-1"}}})
 	}
 	if err != nil {
 		r.t.Fatal(err)

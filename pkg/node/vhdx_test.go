@@ -58,6 +58,12 @@ func newRealRig(t *testing.T, spec pool.Spec) *rig {
 	}
 	t.Cleanup(r.cleanReal)
 	v, err := r.real.set.CreateVolume(t.Context(), spec)
+	if err == nil {
+		err = r.real.set.RegisterNode(t.Context(), pool.Node{ID: "node-1"})
+	}
+	if err == nil {
+		err = r.real.set.Attach(t.Context(), v.ID, "node-1", false)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
