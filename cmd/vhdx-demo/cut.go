@@ -31,6 +31,7 @@ func (d *demo) powerCut(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	d.dirty = replay
 	d.show("on the medium: a VHDX log with %d entries (%d pages) to replay", replay.Entries, replay.Pages)
 	out, err := qemuCheck(ctx, d.cut)
 	if !errors.Is(err, exec.ErrNotFound) {
@@ -78,10 +79,12 @@ func (d *demo) replay(ctx context.Context) (string, error) {
 	if err := d.v.Up(ctx); err != nil {
 		return "", err
 	}
-	for _, line := range logLines(d.dir, "eplayed") {
+	lines := logLines(d.dir, "Replayed the image's log")
+	for _, line := range lines {
 		d.show("plugin: %s", line)
 	}
-	return "mounted again", nil
+	want := fmt.Sprintf("entries=%d pages=%d", d.dirty.Entries, d.dirty.Pages)
+	return strings.ReplaceAll(want, "=", " "), d.must(len(lines) == 1 && strings.Contains(lines[0], want), "the plugin does not report a replay with %s", want)
 }
 
 // logLines are the lines of the plugin's log that contain a text, without

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
 )
 
@@ -20,8 +21,9 @@ type demo struct {
 
 	p      *plugin.Process
 	v      *plugin.Volume
-	image  string // the volume's VHDX file
-	cut    string // the state of the medium at the power cut
+	image  string          // the volume's VHDX file
+	cut    string          // the state of the medium at the power cut
+	dirty  vhdx.ReplayInfo // what its log holds
 	files  []file
 	frozen bool // the plugin is stopped by SIGSTOP
 
@@ -125,7 +127,7 @@ func (d *demo) summary() {
 	d.say("")
 	d.say("%s", strings.Repeat("=", 78))
 	for i, r := range d.done {
-		d.say("%2d  %6.2f s  %-58.58s", i+1, r.took.Seconds(), r.title)
+		d.say("%2d  %6.2f s  %s", i+1, r.took.Seconds(), r.title)
 		if r.note != "" {
 			d.say("              %s", r.note)
 		}

@@ -75,7 +75,10 @@ func (d *demo) grow(ctx context.Context) (string, error) {
 		note = "image and device online, ext4 at the next stage"
 		d.show("this container lacks CAP_SYS_RESOURCE, which the kernel wants for growing a mounted ext4;")
 		d.show("image and device have grown, the filesystem follows when the volume is staged again")
-		err = errors.Join(d.v.Down(ctx), d.v.Up(ctx))
+		err = d.v.Down(ctx)
+		if err == nil {
+			err = errors.Join(d.qemuClean(ctx), d.v.Up(ctx))
+		}
 	}
 	if err != nil {
 		return "", err
