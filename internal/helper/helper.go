@@ -44,8 +44,11 @@ type Call struct {
 	Self bool
 	// Stdin is what the child reads; nil: nothing.
 	Stdin []byte
-	// Files are the child's descriptors 3, 4, ... They stay the caller's.
+	// Files are the child's descriptors 3, 4, ... They stay the caller's, and
+	// may be closed once the child has started.
 	Files []*os.File
+	// Started, if set, is called when the child has started.
+	Started func()
 	// Deadline, counted from the start. 0: DefaultDeadline.
 	Deadline time.Duration
 }
@@ -75,6 +78,9 @@ func (c Call) Run(ctx context.Context) ([]byte, error) {
 	started, done := start(cmd)
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Name, err)
+	}
+	if c.Started != nil {
+		c.Started()
 	}
 	deadline := c.Deadline
 	if deadline <= 0 {

@@ -23,8 +23,8 @@ type FileImage struct {
 	align  int64
 	size   atomic.Int64
 
-	// NoPin makes Pin refuse, as for a block without space.
-	noPin  atomic.Bool
+	noPin  atomic.Bool // Pin refuses, as for a block without space
+	midway atomic.Pointer[func()]
 	pinned atomic.Int64
 	units  sync.Mutex // held while part of a unit is changed
 }
@@ -59,6 +59,10 @@ func (im *FileImage) Close() error {
 
 // SetPin says whether ranges may be pinned.
 func (im *FileImage) SetPin(on bool) { im.noPin.Store(!on) }
+
+// Midway calls f whenever part of a unit is changed, after the unit has been
+// read and before it is written back.
+func (im *FileImage) Midway(f func()) { im.midway.Store(&f) }
 
 // Grow makes the file larger.
 func (im *FileImage) Grow(size int64) error {
@@ -129,6 +133,9 @@ func (im *FileImage) WriteAt(p []byte, off int64) (int, error) {
 	if to-from != int64(len(p)) {
 		if _, err := im.f.ReadAt(b, from); err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
+		}
+		if f := im.midway.Load(); f != nil {
+			(*f)()
 		}
 	}
 	copy(b[off-from:], p)

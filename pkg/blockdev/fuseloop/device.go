@@ -179,19 +179,24 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	args := attachArgs{
 		tag: d.tag, blockSize: c.Image.LogicalSectorSize(), readOnly: c.Image.ReadOnly(), fault: d.a.o.fault,
 	}
+	started, ended := make(chan struct{}), make(chan struct{})
 	call := helper.Call{
-		Name: cmdAttach, Args: args.strings(), Self: true, Deadline: attachDeadline, Files: []*os.File{d.fuse},
+		Name: cmdAttach, Args: args.strings(), Self: true, Deadline: attachDeadline,
+		Files: []*os.File{d.fuse}, Started: func() { close(started) },
 	}
-	type answer struct {
+	var child struct {
 		out []byte
 		err error
 	}
-	var child answer
-	ended := make(chan struct{})
 	go func() {
 		child.out, child.err = call.Run(ctx)
 		close(ended)
 	}()
+	// The descriptor may be closed only after the child has it.
+	select {
+	case <-started:
+	case <-ended:
+	}
 	_, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, bigSize), ended)
 	if err = failAt(d.a.o.fault, stepNegotiate, err); err != nil && !errors.Is(err, errGaveUp) {
 		goOn(false) // closes the connection, which ends the child's waits
