@@ -161,14 +161,17 @@ type session struct {
 	sum      uint64            // of the bytes observed
 	before   *vhdxtest.Model   // of the session that the cut ended
 	touched  []vhdxtest.Extent // by before, when the cut came
+	journal  *journal          // of the image in use, or nil
 }
 
 // again returns the session as it was before anything was written.
 func (s *session) again() *session {
 	fresh := *s
-	fresh.model = nil
+	fresh.model, fresh.journal = nil, nil
 	return &fresh
 }
+
+func (s *session) checkLive(p []byte, off int64) error { return s.model.CheckLive(p, off, nil) }
 
 // live returns the model of a session that began with a power cut.
 func (s *session) live() *vhdxtest.Model {
@@ -196,6 +199,12 @@ func (h *harness) hook(s *session, before place, images int) func(*vhdxtest.Snap
 		if err := s.watch.Check(snap); err != nil {
 			h.fail(snap, at, "write-ahead", err)
 			return
+		}
+		if s.journal != nil {
+			if err := h.judgeKilled(snap, s); err != nil {
+				h.fail(snap, at, "killed", err)
+				return
+			}
 		}
 		h.cut(snap, s, at, images)
 	}

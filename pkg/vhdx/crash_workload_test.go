@@ -28,11 +28,12 @@ type workload struct {
 	grow    func(r *rand.Rand, size int64) int64
 	// warm operations run before the first cut, ops with cuts.
 	warm, ops int
-	writers   int // at once; 0: one after the other
-	images    int // at each step; 0: as the harness says
+	writers   int  // at once; 0: one after the other
+	images    int  // at each step; 0: as the harness says
+	journal   bool // a kill loses nothing, at any step
 }
 
-type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill int }
+type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil int }
 
 var goOnWorkload = &workload{
 	name:    "go on",
@@ -110,6 +111,22 @@ var workloads = []*workload{
 		grow: growBy(gi),
 	},
 	{
+		name:    "journal",
+		create:  vhdx.CreateOptions{Size: 16 * mi, BlockSize: mi},
+		growth:  256 * mi, // once: a step of the growth behind an operation would be judged by what that has answered since
+		blocks:  sequence(16, 1),
+		weights: weights{write: 12, rewrite: 2, flush: 3, kill: 1, reopen: 1},
+		maxIO:   8 * ki, ops: 60, images: 4, journal: true,
+	},
+	{
+		name:    "failing writes",
+		create:  vhdx.CreateOptions{Size: 12 * mi, BlockSize: mi},
+		growth:  2 * mi,
+		blocks:  sequence(12, 1),
+		weights: weights{write: 4, flush: 3, spoil: 3, reopen: 1},
+		maxIO:   8 * ki, ops: 60, images: 6,
+	},
+	{
 		name:    "writers at once",
 		create:  vhdx.CreateOptions{Size: 16 * mi, BlockSize: 2 * mi},
 		growth:  2 * mi,
@@ -160,7 +177,7 @@ func (h *harness) runWorkload(kind *workload) error {
 	}
 	w := &run{h: h, kind: kind, file: file, session: s}
 	w.seed(h.seed)
-	if w.im, err = vhdx.Open(file, h.opts); err != nil {
+	if err := w.open(nil); err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	err = w.operations(kind.warm)
@@ -213,6 +230,7 @@ func (w *run) operation() error {
 		{ws.grow, w.grow},
 		{ws.reopen, w.reopen},
 		{ws.kill, w.kill},
+		{ws.spoil, w.spoil},
 	}
 	total := 0
 	for _, s := range steps {
@@ -306,7 +324,7 @@ func (w *run) reopen() error {
 	}
 	w.file.OnStep(nil)
 	w.file.Reopen()
-	if w.im, err = vhdx.Open(w.file, w.h.opts); err != nil {
+	if err := w.open(nil); err != nil {
 		return fmt.Errorf("reopen: %w", err)
 	}
 	return w.begin(false)
@@ -315,38 +333,88 @@ func (w *run) reopen() error {
 // kill ends the process but not the machine: the image is opened again as the
 // kernel has it, with nothing more durable than before.
 func (w *run) kill() error {
-	old, oldFile := w.im, w.file
+	old, oldFile, left := w.im, w.file, w.session.journal
 	w.file.OnStep(nil)
 	w.file = w.file.Snapshot().Killed()
-	old.Close()
+	if left != nil {
+		var err error
+		if left, err = left.left(); err != nil {
+			return err
+		}
+	}
+	old.Close() // of the dead process: on a file of its own
 	oldFile.Close()
-	w.file.OnStep(w.h.hook(w.session, append(w.at, cut{-1, -1}), 2))
-	var err error
-	if w.im, err = vhdx.Open(w.file, w.h.opts); err != nil {
+	during := *w.session
+	during.journal = nil
+	w.file.OnStep(w.h.hook(&during, append(w.at, cut{-1, -1}), 2))
+	if err := w.open(left); err != nil {
 		return fmt.Errorf("open after a kill: %w", err)
 	}
 	return w.begin(true)
 }
 
+// open opens the file, with a journal if the workload wants one.
+func (w *run) open(left *journal) error {
+	o := w.h.opts
+	if w.kind.journal {
+		if left == nil {
+			var err error
+			if left, err = newJournal(nil); err != nil {
+				return err
+			}
+		}
+		left.file, left.size = w.file, w.kind.create.BlockSize
+		o.Journal = left
+	}
+	w.session.journal = left
+	var err error
+	w.im, err = vhdx.Open(w.file, o)
+	return err
+}
+
 // begin starts a session on an image that has just been opened.
 func (w *run) begin(killed bool) error {
-	seen, _, err := observe(w.im, w.model(), w.model().Touched(readSize))
-	if err != nil {
+	seen := vhdxtest.NewObserved(w.im.Size())
+	m, check := w.model(), w.model().CheckCut
+	if w.kind.journal || !killed {
+		check = m.CheckLive // nothing that was answered is lost
+	}
+	_, err := readEach(w.im, m.Touched(readSize), func(p []byte, off int64) error { return check(p, off, seen) })
+	if err := errors.Join(err, m.CheckSize(seen.Size)); err != nil {
 		return fmt.Errorf("reopened: %w", err)
 	}
-	m, start := w.model().After(seen), w.file.Clone()
-	if killed {
-		m, start = w.model().Restarted(seen), w.session.start
-	}
 	before := w.session
-	if w.session, err = newSession(start, m, seen); err != nil {
+	if killed { // what is not durable may still bring back the file of the session before
+		w.session = &session{model: m.Restarted(seen), killed: true, start: before.start, headers: before.headers, observed: before.observed}
+	} else if w.session, err = newSession(w.file.Clone(), m.After(seen), seen); err != nil {
 		return err
 	}
-	if killed { // what is not durable may still bring the GUIDs of the session before it
-		w.session.headers, w.session.observed, w.session.killed = before.headers, before.observed, true
-	}
+	w.session.journal = before.journal
 	w.file.OnStep(w.h.hook(w.session, w.at, w.h.effort.images))
 	return nil
+}
+
+// spoil fails a write half-way that needs new space, most of the time.
+func (w *run) spoil() error {
+	first := w.kind.payload()
+	w.file.Inject(vhdxtest.Fault{
+		Kind: vhdxtest.Write, N: 1, Err: errSpoilt, Short: w.r.Int64N(8) * 512,
+		Match: func(off, _ int64) bool { return off >= first },
+	})
+	err := w.write(w.extent())
+	w.file.ClearFaults()
+	if !errors.Is(err, errSpoilt) {
+		return fmt.Errorf("a write that failed answered: %w", err)
+	}
+	return nil
+}
+
+var errSpoilt = errors.New("spoilt on purpose")
+
+// payload is where the payload blocks begin, as long as the BAT does not move.
+func (k *workload) payload() int64 {
+	entries := (k.create.Size + k.create.BlockSize - 1) / k.create.BlockSize
+	return 3*mi + (entries*8+mi)/mi*mi
 }
 
 // together lets several writers loose on their own sectors of the same blocks.
@@ -387,7 +455,7 @@ func (w *run) checkLive() error {
 	if w.h.err() != nil {
 		return nil
 	}
-	_, err := readEach(w.im, w.model().Touched(readSize), w.model().CheckLive)
+	_, err := readEach(w.im, w.model().Touched(readSize), w.session.checkLive)
 	if err != nil {
 		return fmt.Errorf("in use: %w", err)
 	}

@@ -105,9 +105,10 @@ func (m *Model) CheckCut(p []byte, off int64, seen *Observed) error {
 	return m.check(p, off, seen, func(vs []version) []version { return vs })
 }
 
-// CheckLive compares what was read at off while the disk is in use.
-func (m *Model) CheckLive(p []byte, off int64) error {
-	return m.check(p, off, nil, func(vs []version) []version { return vs[lastDone(vs, ^uint64(0)):] })
+// CheckLive compares what was read at off while the disk is in use, and notes
+// it in seen (which may be nil).
+func (m *Model) CheckLive(p []byte, off int64, seen *Observed) error {
+	return m.check(p, off, seen, func(vs []version) []version { return vs[lastDone(vs, ^uint64(0)):] })
 }
 
 func (m *Model) check(p []byte, off int64, seen *Observed, may func([]version) []version) error {

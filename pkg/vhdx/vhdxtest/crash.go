@@ -46,10 +46,30 @@ func (s *Snapshot) Undecided() int { return len(s.open) }
 // Killed returns the file as another process of the same boot finds it when
 // the one that used it is killed here: everything reads as it did, and what
 // was not durable is so no more than before.
-func (s *Snapshot) Killed() *File {
+func (s *Snapshot) Killed() *File { return s.killed(s.ops) }
+
+// KilledInside is Killed for a process that was killed inside its last
+// operation, of which the file got nothing or, of a write, the sectors of the first half.
+func (s *Snapshot) KilledInside(half bool) *File {
+	if len(s.ops) == 0 || s.ops[len(s.ops)-1].state != pending {
+		return s.Killed() // it was a sync
+	}
+	before := s.ops[:len(s.ops)-1]
+	last := s.ops[len(before)]
+	if !half || last.kind != Write {
+		return s.killed(before)
+	}
+	last.n = (last.off+last.n/2)/SectorSize*SectorSize - last.off
+	if last.n <= 0 {
+		return s.killed(before)
+	}
+	last.data = last.data[:last.n]
+	return s.killed(append(before[:len(before):len(before)], last))
+}
+
+func (s *Snapshot) killed(ops []op) *File {
 	f := &File{name: s.name, now: s.base.share(), base: s.base.share()}
-	for i := range s.ops {
-		o := s.ops[i]
+	for _, o := range ops {
 		o.returned = true
 		o.apply(f.now)
 		f.ops = append(f.ops, &o)

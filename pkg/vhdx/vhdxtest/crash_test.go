@@ -101,11 +101,17 @@ func TestKilled(t *testing.T) {
 	if got := images(t, k.Snapshot(), 20); len(got) != 2 {
 		t.Fatalf("images: %v", got)
 	}
+	f.WriteAt(bytes.Repeat([]byte("x"), 1200), 0)
+	for half, want := range map[bool]string{false: "new", true: strings.Repeat("x", 512)} {
+		if got := string(content(t, f.Snapshot().KilledInside(half))); got != want {
+			t.Fatalf("killed inside a write: successor reads %q, not %q", got, want)
+		}
+	}
 	k.Sync()
 	if got := images(t, k.Snapshot(), 20); len(got) != 1 || got["new"] == 0 {
 		t.Fatalf("images after sync: %v", got)
 	}
-	if got := images(t, f.Snapshot(), 20); len(got) != 2 {
+	if got := images(t, f.Snapshot(), 80); got["old"] == 0 {
 		t.Fatalf("the successor's sync made the original durable: %v", got)
 	}
 }
