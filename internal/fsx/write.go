@@ -13,9 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The controller and the nodes may be different users of one group: the pool's
+// directory is then that group's and has its setgid bit, which directories
+// inherit. The umask has the last word.
 const (
-	fileMode = 0o600
-	dirMode  = 0o700
+	FileMode = 0o660
+	dirMode  = 0o770
 )
 
 // Replace makes name a regular file with this content, atomically and durably.
@@ -189,7 +192,7 @@ func (t *Tree) SyncDir(name string) error {
 
 func (t *Tree) writeTemp(data []byte, durable bool) (name string, err error) {
 	name = path.Join(t.temp, TempPrefix+Random())
-	f, err := t.Open(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	f, err := t.Open(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, FileMode)
 	if err != nil {
 		return "", err
 	}
@@ -217,6 +220,6 @@ const TempPrefix = ".tmp-"
 // Random is a name nobody else has.
 func Random() string {
 	var b [16]byte
-	rand.Read(b[:]) //nolint:errcheck // never fails
+	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
 }

@@ -68,7 +68,7 @@ func TestAccount(t *testing.T) {
 				s.Resize(t.Context(), ids[n], int64(rapid.IntRange(1, 128).Draw(rt, "MiB"))<<20) //nolint:errcheck // judged below
 				failAt = 0
 			},
-			"lose the account": func(rt *rapid.T) { os.Remove(filepath.Join(dir, fileAccount)) },
+			"lose the account": func(*rapid.T) { os.Remove(filepath.Join(dir, fileAccount)) },
 			"": func(rt *rapid.T) {
 				p := sets[0].pools[0]
 				if _, err := p.Collect(t.Context()); err != nil {

@@ -45,8 +45,8 @@ func (p *Pool) attach(ctx context.Context, id volumeID, node string, readOnly bo
 		return err
 	}
 	return p.update(ctx, id, func(r *record) error {
-		for _, a := range r.Attachments {
-			switch {
+		if len(r.Attachments) > 0 { // one at most, in this version
+			switch a := r.Attachments[0]; {
 			case a.Node != node:
 				return &AttachedError{Volume: r.ID, Node: a.Node}
 			case a.ReadOnly != readOnly:

@@ -43,7 +43,7 @@ func (p *Pool) takeBallast() {
 		return
 	}
 	b := make([]byte, ballastSize)
-	rand.Read(b)                         //nolint:errcheck // never fails; does not compress
+	rand.Read(b)                         // never fails; does not compress
 	p.tree.ReplaceLazily(fileBallast, b) //nolint:errcheck // see above
 }
 

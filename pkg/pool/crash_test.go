@@ -155,7 +155,7 @@ func TestMain(m *testing.M) {
 func crashChild() int {
 	at, _ := strconv.Atoi(os.Getenv(envStep))
 	n := 0
-	die := func(op, path string) error {
+	die := func(string, string) error {
 		if n++; n == at {
 			os.Exit(exitCrashed)
 		}
@@ -238,7 +238,7 @@ func crashOnce(t *testing.T, sc scenario, at int) bool {
 	t.Helper()
 	ctx := t.Context()
 	dir := memDir(t)
-	s, p := openSet(t, dir)
+	s, _ := openSet(t, dir)
 	id, err := sc.prepare(ctx, s)
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +250,7 @@ func crashOnce(t *testing.T, sc scenario, at int) bool {
 	if died {
 		crash(t, dir, "open", "", 1+at%11)
 	}
-	s, p = openSet(t, dir)
+	s, p := openSet(t, dir)
 	checkRecovered(t, fmt.Sprintf("step %d", at), sc, s, p, id)
 	return died
 }
@@ -309,7 +309,9 @@ func TestFault(t *testing.T) {
 		for _, errno := range []unix.Errno{unix.EIO, unix.ENOSPC} {
 			for _, forever := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%v/forever=%v", sc.name, errno, forever), func(t *testing.T) {
-					for at := 1; faultOnce(t, sc, at, errno, forever); at++ {
+					at := 1
+					for faultOnce(t, sc, at, errno, forever) {
+						at++
 					}
 				})
 			}
@@ -328,7 +330,7 @@ func faultOnce(t *testing.T, sc scenario, at int, errno unix.Errno, forever bool
 	}
 	s.Close()
 	n, armed, hit := 0, false, false
-	p, err := open(Options{Name: "p", Dir: dir, Overcommit: 1000}, func(op, path string) error {
+	p, err := open(Options{Name: "p", Dir: dir, Overcommit: 1000}, func(string, string) error {
 		if !armed {
 			return nil
 		}

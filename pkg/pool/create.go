@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -142,7 +143,7 @@ func (p *Pool) buildImage(r *record) (io.Closer, error) {
 	if err := p.tree.Mkdir(path.Dir(name)); err != nil {
 		return nil, err
 	}
-	f, err := p.tree.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := p.tree.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, fsx.FileMode)
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +195,6 @@ func (p *Pool) full(err error, o *operation) error {
 	if !isFull(err) || errors.Is(err, ErrNoSpace) {
 		return err
 	}
-	ph, _ := p.physical() //nolint:errcheck // zero is what the message says then
+	ph, _ := p.physical() // where that fails too, the message says zero
 	return errors.Join(&SpaceError{Pool: p.name, Want: o.Bytes, Have: ph.free, Bound: boundFree}, err)
 }

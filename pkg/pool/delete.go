@@ -131,9 +131,13 @@ func (p *Pool) claimImage(image string) (*os.File, error) {
 	return f, nil
 }
 
-// heldError says ErrInUse, and who, where a lease says held.
+// heldError says ErrInUse, and who, where a lease says held; ErrBusy where
+// waiting helps.
 func (p *Pool) heldError(op string, r *record, err error) error {
 	if h, ok := errors.AsType[*lease.HeldError](err); ok {
+		if h.Draining {
+			return fmt.Errorf("%s volume %s: %w: %w", op, r.ID, ErrBusy, err)
+		}
 		return fmt.Errorf("%s volume %s: %w: open by %v", op, r.ID, ErrInUse, h.Holder)
 	}
 	return fmt.Errorf("%s volume %s: %w", op, r.ID, err)

@@ -42,9 +42,10 @@ var (
 	// ErrDamaged: a record that this operation needs cannot be read. It is
 	// also in [Set.Problems]; nothing is guessed or overwritten.
 	ErrDamaged = errors.New("record is damaged")
-	// ErrBusy: another process holds the volume's record lock for longer than
-	// the context allows. Try again.
-	ErrBusy = errors.New("volume record is locked by another operation")
+	// ErrBusy: try again. Another operation has the volume's lock for longer
+	// than the context allows, took this one over, or a dead process of this
+	// node still has I/O under way on the image.
+	ErrBusy = errors.New("volume is busy with another operation")
 )
 
 // AttachedError says which node has the volume.

@@ -105,7 +105,9 @@ func TestForeignRecord(t *testing.T) {
 				if _, err := s.Resize(ctx, good.ID, 2*gib); err != nil {
 					t.Errorf("the other volume: %v", err)
 				}
-				create(t, s, "another")
+				if _, err := s.CreateVolume(ctx, Spec{Name: "another", Size: gib}); err != nil {
+					t.Errorf("a new volume: %v", err)
+				}
 			})
 			if _, err := os.Stat(bad.Image); err != nil {
 				t.Fatalf("I-POOL-4: the image is gone: %v", err)

@@ -47,7 +47,7 @@ func (h hash) lock() int64 {
 type incarnation [incarnLen]byte
 
 func newIncarnation() (i incarnation) {
-	rand.Read(i[:]) //nolint:errcheck // never fails
+	rand.Read(i[:]) // never fails
 	return i
 }
 

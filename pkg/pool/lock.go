@@ -124,7 +124,7 @@ func (s *session) poll(ctx context.Context, key int64, exclusive bool) error {
 		select {
 		case <-ctx.Done():
 			return s.busy(ctx.Err())
-		case <-time.After(wait/2 + rand.N(wait)):
+		case <-time.After(wait/2 + rand.N(wait)): //nolint:gosec // only spreads the waiters
 		}
 	}
 }

@@ -92,7 +92,7 @@ func open(o Options, step func(op, path string) error) (*Pool, error) {
 	if p.overcommit == 0 {
 		p.overcommit = 1
 	}
-	p.holder = holder(o.Holder)
+	p.holder = lease.Self(o.Holder)
 	p.leases = lease.NewOFD(tree, dirLeases, p.holder)
 	if err := p.start(o); err != nil {
 		tree.Close()
@@ -113,14 +113,6 @@ func (o Options) check() error {
 		return fmt.Errorf("pool %s: %w: reserve %d is negative", o.Name, ErrInvalid, o.Reserve)
 	}
 	return nil
-}
-
-func holder(node string) lease.Holder {
-	if node == "" {
-		node, _ = os.Hostname()
-	}
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return lease.Holder{Node: node, BootID: strings.TrimSpace(string(boot)), PID: os.Getpid()}
 }
 
 func (p *Pool) start(o Options) error {
@@ -221,7 +213,7 @@ func ignorable(name string) bool {
 }
 
 func (p *Pool) makeLocks() error {
-	f, err := p.tree.Open(fileLocks, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := p.tree.Open(fileLocks, os.O_RDWR|os.O_CREATE|os.O_EXCL, fsx.FileMode)
 	if errors.Is(err, fs.ErrExist) {
 		f, err = p.tree.Open(fileLocks, os.O_RDWR, 0)
 	}

@@ -166,7 +166,7 @@ func TestPowerCut(t *testing.T) {
 				})
 			}
 			// What was answered survives without being repeated.
-			r.replay(r.shots[last], func(s *Set, p *Pool) {
+			r.replay(r.shots[last], func(s *Set, _ *Pool) {
 				if err := answered(sc, s, id); err != nil {
 					t.Fatalf("cut after the answer: %v", err)
 				}

@@ -225,8 +225,9 @@ func (s *Set) BeginFormat(ctx context.Context, id, fsType string) error {
 }
 
 // OpenImage opens the volume's image through its lease: at most one writer on
-// all nodes. Closing the image ends the lease. ErrNotFound, ErrInUse,
-// ErrDamaged, and what [vhdx.Open] answers.
+// all nodes. Closing the image ends the lease. It waits for the I/O of a dead
+// process of this node. ErrNotFound, ErrInUse, ErrBusy, ErrDamaged, and what
+// [vhdx.Open] answers.
 func (s *Set) OpenImage(ctx context.Context, id string, readOnly bool, o vhdx.OpenOptions) (*vhdx.Image, error) {
 	p, v, err := s.of(id)
 	if err != nil {

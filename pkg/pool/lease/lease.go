@@ -14,10 +14,14 @@ var ErrHeld = errors.New("image is in use")
 // Holder is who has a lease, as recorded for people and error messages. The
 // lock decides, not this record.
 type Holder struct {
-	Node   string    `json:"node"`
-	BootID string    `json:"bootId"`
-	PID    int       `json:"pid"`
-	Since  time.Time `json:"since"`
+	Node   string `json:"node"`
+	BootID string `json:"bootId"`
+	PID    int    `json:"pid"`
+	// PIDSpace is the PID namespace that PID is of, Started when the process
+	// started, in clock ticks since the boot: together they are one process.
+	PIDSpace string    `json:"pidSpace,omitempty"`
+	Started  uint64    `json:"started,omitempty"`
+	Since    time.Time `json:"since"`
 }
 
 func (h Holder) String() string {
@@ -31,10 +35,18 @@ func (h Holder) String() string {
 type HeldError struct {
 	File   string
 	Holder Holder
+	// Draining: the holder was a process of this very node and boot that seems
+	// to be dead. The kernel keeps its lock until its last I/O is done, so the
+	// lease comes free by itself, or the device below hangs.
+	Draining bool
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("%s: %v: %v", e.File, ErrHeld, e.Holder)
+	s := fmt.Sprintf("%s: %v: %v", e.File, ErrHeld, e.Holder)
+	if e.Draining {
+		s += ", which is dead or dying; its last I/O is not done yet"
+	}
+	return s
 }
 
 // Is reports a match with [ErrHeld].
@@ -63,7 +75,8 @@ type Lease interface {
 // Leaser hands out leases.
 type Leaser interface {
 	// Acquire takes the lease of image name on f, which must be the very
-	// description that all I/O of the image will use. It does not wait: ErrHeld.
+	// description that all I/O of the image will use. It waits for nobody but
+	// a dead process of this node whose I/O is not done: ErrHeld.
 	Acquire(ctx context.Context, name string, f *os.File, m Mode) (Lease, error)
 	// Claim is an exclusive Acquire for a moment: nothing is recorded, and it
 	// ends when f is closed.

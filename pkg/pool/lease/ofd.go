@@ -18,17 +18,18 @@ type OFD struct {
 	tree *fsx.Tree
 	dir  string
 	self Holder
+	wait time.Duration
 }
 
-// NewOFD keeps holder records in directory dir of tree. self says who this
-// process is; Since is filled in.
+// NewOFD keeps holder records in directory dir of tree. self says who has what
+// this process holds.
 func NewOFD(tree *fsx.Tree, dir string, self Holder) *OFD {
-	return &OFD{tree: tree, dir: dir, self: self}
+	return &OFD{tree: tree, dir: dir, self: self, wait: drainWait}
 }
 
 // Acquire takes the lease of image name on f.
-func (l *OFD) Acquire(_ context.Context, name string, f *os.File, m Mode) (Lease, error) {
-	if err := l.lock(name, f, m); err != nil {
+func (l *OFD) Acquire(ctx context.Context, name string, f *os.File, m Mode) (Lease, error) {
+	if err := l.drain(ctx, name, f, m); err != nil {
 		return nil, err
 	}
 	h := l.self
@@ -41,6 +42,35 @@ func (l *OFD) Acquire(_ context.Context, name string, f *os.File, m Mode) (Lease
 	}
 	return held, nil
 }
+
+// drain takes the lock, and waits for it where its holder is a dead process of
+// this node: what that had issued and the kernel has not finished must not land
+// on top of what comes now, and the lock's release is the proof that it cannot.
+func (l *OFD) drain(ctx context.Context, name string, f *os.File, m Mode) error {
+	ctx, cancel := context.WithTimeout(ctx, l.wait)
+	defer cancel()
+	for {
+		err := l.lock(name, f, m)
+		held, ok := errors.AsType[*HeldError](err)
+		if !ok {
+			return err
+		}
+		if held.Draining = held.Holder.diedBefore(l.self); !held.Draining {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(drainPoll):
+		}
+	}
+}
+
+// A dead process' I/O was seen to take up to 4.7 s.
+const (
+	drainWait = 15 * time.Second
+	drainPoll = 20 * time.Millisecond
+)
 
 // Claim is an exclusive Acquire for a moment: nothing is recorded, and it ends
 // when f is closed.
