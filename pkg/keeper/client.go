@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,10 @@ const patience = 5 * time.Second
 type Dialer struct {
 	Socket string
 	Build  string // name of the caller's build, for the keeper's messages
+	// Owner, if set, names whom this client serves. Of the clients of one
+	// owner only the last is served: once Dial has returned, no request of an
+	// earlier one is carried out, sent before its death or not.
+	Owner string
 	// Lost and Restored, if set, are told that the keeper has gone and, when
 	// another one has been found, how many items it was given again, and what
 	// it did not take. Calls come one at a time and must not call the client.
@@ -36,6 +41,8 @@ type Client struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine has ended
+	// revoked: somebody else has this client's place.
+	revoked atomic.Bool
 
 	turn    chan struct{} // full while a request is under way; guards the next two
 	link    *link         // nil: the keeper has gone

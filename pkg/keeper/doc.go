@@ -41,5 +41,6 @@
 //	I-KEEP-7  Clients, items, descriptors and bytes are bounded; whatever exceeds a bound is refused as a whole and leaves no descriptor.
 //	I-KEEP-8  No client, and no close that takes long, keeps another client waiting.
 //	I-KEEP-9  No file of a filesystem is ever held: it could wait for a share, and would hold its locks.
-//	I-KEEP-10 A keeper that holds something ends only by force.
+//	I-KEEP-10 Of the clients of one owner only the last is served: nothing that a dead worker sent happens after its successor's Dial.
+//	I-KEEP-11 A keeper that holds something ends only by force.
 package keeper

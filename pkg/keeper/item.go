@@ -53,6 +53,8 @@ var (
 	ErrRefused = errors.New("keeper refuses this process")
 	// ErrHolding: the keeper holds items and was not forced to end.
 	ErrHolding = errors.New("keeper holds devices")
+	// ErrRevoked: a later client of the same owner has taken this one's place.
+	ErrRevoked = errors.New("another process serves these volumes now")
 	// ErrUnavailable: no keeper answers.
 	ErrUnavailable = errors.New("no keeper answers")
 )

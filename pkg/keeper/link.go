@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // entry is what a client has put, or got, with descriptors of its own.
@@ -58,6 +60,13 @@ func (d Dialer) connect(ctx context.Context) (*link, error) {
 	}
 	l := &link{conn: conn, answers: make(chan answer, 1), dead: make(chan struct{})}
 	go l.read()
+	if d.Owner != "" {
+		if _, err := l.call(message{op: opOwn, id: d.Owner}, nil, end); err != nil {
+			l.close()
+			<-l.dead
+			return nil, fmt.Errorf("connect to the keeper at %s as %s: %w", d.Socket, d.Owner, err)
+		}
+	}
 	return l, nil
 }
 
@@ -69,6 +78,9 @@ func (d Dialer) greet(conn *net.UnixConn, end time.Time) error {
 	// A keeper that refuses answers and hangs up: what counts is the answer.
 	sendErr := send(conn, me.encode(), nil)
 	b, files, err := receive(conn, maxHello+1)
+	if errors.Is(err, unix.ECONNRESET) { // it hung up without reading; its answer comes second
+		b, files, err = receive(conn, maxHello+1)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(sendErr, err))
 	}
@@ -98,8 +110,11 @@ func (l *link) read() {
 		var m message
 		if err == nil {
 			m, err = decodeMessage(b)
-			if err == nil && m.files != len(files) {
+			switch {
+			case err == nil && m.files != len(files):
 				err = fmt.Errorf("%w: %d descriptors announced, %d arrived", errMessage, m.files, len(files))
+			case err == nil && m.op == opOwn && m.code == codeRevoked:
+				err = ErrRevoked
 			}
 		}
 		if err != nil {

@@ -15,7 +15,7 @@ func (c *Client) exchange(ctx context.Context, do func(l *link, end time.Time) e
 		select {
 		case c.turn <- struct{}{}:
 		case <-c.ctx.Done():
-			return fmt.Errorf("%w: the client is closed", ErrUnavailable)
+			return c.closed()
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 		}
@@ -29,11 +29,19 @@ func (c *Client) exchange(ctx context.Context, do func(l *link, end time.Time) e
 		select {
 		case <-changed:
 		case <-c.ctx.Done():
-			return fmt.Errorf("%w: the client is closed", ErrUnavailable)
+			return c.closed()
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
 		}
 	}
+}
+
+// closed is the error of a client that does not try any more.
+func (c *Client) closed() error {
+	if c.revoked.Load() {
+		return ErrRevoked
+	}
+	return fmt.Errorf("%w: the client is closed", ErrUnavailable)
 }
 
 // setLink changes the connection where requests may look for it.
@@ -58,6 +66,11 @@ func (c *Client) watch(l *link) {
 		}
 		c.setLink(nil)
 		c.dialer.Lost(l.gone())
+		if errors.Is(l.why, ErrRevoked) {
+			c.revoked.Store(true)
+			c.cancel()
+			return
+		}
 		if l = c.redial(); l == nil {
 			return
 		}
@@ -83,20 +96,22 @@ func (c *Client) redial() *link {
 }
 
 // putAgain gives a new keeper what the old one held. One that systemd has
-// given it back holds it already.
+// given it back holds it already; of what somebody else has put meanwhile the
+// newer generation counts.
 func (c *Client) putAgain(l *link) (n int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.put {
 		a, perr := l.call(e.message(opPut), e.files, time.Now().Add(patience))
-		if errors.Is(perr, ErrStale) && a.generation == e.generation {
-			perr = nil
-		}
-		if perr != nil {
+		switch {
+		case perr == nil, errors.Is(perr, ErrStale) && a.generation == e.generation:
+			n++
+		case errors.Is(perr, ErrStale):
+			closeAll(e.files)
+			delete(c.put, e.id)
+		default:
 			err = errors.Join(err, fmt.Errorf("keep volume %s: %w", e.id, perr))
-			continue
 		}
-		n++
 	}
 	return n, err
 }

@@ -1,6 +1,14 @@
 package keeper
 
-import "context"
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
 
 // Options of a keeper.
 type Options struct {
@@ -18,10 +26,134 @@ type Options struct {
 	Note func(text string)
 }
 
+const (
+	defaultItems = 1024
+	defaultBytes = 1 << 30
+	maxClients   = 32
+	// helloPatience is how long a client may take to greet, and sendPatience
+	// how long to make room for an answer.
+	helloPatience = 2 * time.Second
+	sendPatience  = time.Second
+)
+
+func (o Options) filled() Options {
+	o.MaxItems = cmp.Or(o.MaxItems, defaultItems)
+	o.MaxFiles = cmp.Or(o.MaxFiles, o.MaxItems*MaxFiles)
+	o.MaxBytes = cmp.Or(o.MaxBytes, defaultBytes)
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	return o
+}
+
+// server is a keeper at work.
+type server struct {
+	o       Options
+	store   *store
+	shelf   *shelf // systemd's descriptor store, or nil
+	started time.Time
+	exposed []string
+	stopped chan struct{} // closed when a client's stop was granted
+	once    sync.Once
+
+	mu       sync.Mutex // guards sessions and owners
+	sessions map[*session]bool
+	owners   map[string]*session
+	wg       sync.WaitGroup // one for each of sessions
+}
+
 // Serve is the keeper's whole life. It returns when the context ends, whatever
 // is held then, or when it was asked to stop and did.
 func Serve(ctx context.Context, o Options) error {
-	return serve(ctx, o)
+	o = o.filled()
+	l, unlock, err := listen(o.Socket)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	s := &server{
+		o: o, store: newStore(o), started: time.Now(), exposed: protect(),
+		stopped: make(chan struct{}), sessions: map[*session]bool{}, owners: map[string]*session{},
+	}
+	defer s.store.closeAll()
+	if s.shelf, err = openShelf(s.store, o.Note); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	defer s.shelf.close()
+	accepting := make(chan error, 1)
+	go func() { accepting <- s.accept(l) }()
+	err = s.wait(ctx, accepting)
+	err = errors.Join(err, l.Close())
+	s.hangUp()
+	return err
 }
 
-func serve(context.Context, Options) error { return ErrUnavailable }
+// wait returns when the keeper is to end.
+func (s *server) wait(ctx context.Context, accepting <-chan error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.stopped:
+			return nil
+		case err := <-accepting:
+			return err
+		case <-s.o.Stop:
+		}
+		// What systemd has too comes back when it starts the next keeper.
+		r := s.store.end(s.shelf.complete())
+		if r == nil {
+			return nil
+		}
+		s.o.Note("asked to stop, goes on: " + r.text)
+	}
+}
+
+// accept serves clients until the listener is closed.
+func (s *server) accept(l *net.UnixListener) error {
+	for {
+		c, err := l.AcceptUnix()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			// No descriptor is free, or the like: it may pass, and ending
+			// would cost every device.
+			s.o.Note(fmt.Sprintf("cannot accept a client: %v", err))
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		s.mu.Lock()
+		n := &session{server: s, conn: c}
+		full := len(s.sessions) >= maxClients
+		if !full {
+			s.sessions[n] = true
+			s.wg.Go(n.serve)
+		}
+		s.mu.Unlock()
+		if full {
+			s.turnAway(c)
+		}
+	}
+}
+
+// turnAway says why; it never waits for that to be read.
+func (s *server) turnAway(c *net.UnixConn) {
+	_ = c.SetWriteDeadline(time.Now().Add(sendPatience / 100))
+	_ = send(c, s.hello(verdictFull).encode(), nil)
+	_ = c.Close()
+}
+
+// hangUp ends all clients and waits for their goroutines.
+func (s *server) hangUp() {
+	s.mu.Lock()
+	for n := range s.sessions {
+		_ = n.conn.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+func (s *server) hello(v verdict) hello {
+	return hello{low: protocolLow, high: protocolHigh, verdict: v, build: s.o.Build}
+}

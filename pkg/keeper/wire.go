@@ -120,6 +120,7 @@ const (
 	opDrop      // generation: which
 	opStatus    // answer: JSON
 	opStop      // generation: 1 by force
+	opOwn       // id: whose client this is
 )
 
 type code uint16
@@ -132,6 +133,7 @@ const (
 	codeInvalid
 	codeHolding
 	codeUnknown // an operation of a newer version
+	codeRevoked // of opOwn, unasked: another client of the owner has come
 )
 
 const (
