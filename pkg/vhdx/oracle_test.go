@@ -2,6 +2,7 @@ package vhdx_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -36,7 +38,9 @@ func oracle(t *testing.T, name string) string {
 // ask runs an oracle, which must succeed, and returns what it says.
 func ask(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), oracle(t, name), args...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // QEMU can search a log for ever
+	defer cancel()
+	cmd := exec.CommandContext(ctx, oracle(t, name), args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
