@@ -2,11 +2,8 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-
-	"k8s.io/klog/v2"
 )
 
 // Expand makes image, device and filesystem follow the record's size, and
@@ -81,51 +78,4 @@ func (m *Manager) mountedStaging(v *volume) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%w: its filesystem is not mounted at %q", ErrNotStaged, v.entry.Staging)
-}
-
-// Shutdown makes what has been written durable: filesystems are synced, images
-// flushed. Volumes that nothing uses are unstaged and their images closed
-// clean; the others are served until the process ends. No call is accepted
-// afterwards.
-func (m *Manager) Shutdown(ctx context.Context) error {
-	m.mu.Lock()
-	m.ready = false
-	var up []*volume
-	for _, v := range m.volumes {
-		// A volume that a call works on is in that call's hands.
-		if v.up() && !m.busy[v.entry.Volume] {
-			up = append(up, v)
-			m.busy[v.entry.Volume] = true
-		}
-	}
-	m.mu.Unlock()
-	errs := make([]error, 0, len(up))
-	for _, v := range up {
-		if err := m.shut(ctx, v); err != nil {
-			errs = append(errs, fmt.Errorf("volume %s: %w", v.entry.Volume, err))
-		}
-	}
-	return errors.Join(append(errs, m.journal.close())...)
-}
-
-func (m *Manager) shut(ctx context.Context, v *volume) error {
-	var err error
-	if !v.entry.Block {
-		if mounted, merr := m.mountedStaging(v); merr == nil {
-			_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
-		}
-	}
-	if err = errors.Join(err, v.image.Flush()); err != nil {
-		return err
-	}
-	if m.unused(v, v.entry.Staging) != nil {
-		return nil
-	}
-	if err := m.tearDown(ctx, v); err != nil {
-		klog.FromContext(ctx).Info("Left staged", "volume", v.entry.Volume, "reason", err.Error())
-		if m.lookup(v.entry.Volume) == nil {
-			return err // the image could not be closed well
-		}
-	}
-	return nil
 }

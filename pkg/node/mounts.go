@@ -75,6 +75,9 @@ func (d *deviceID) hasFilesystem(mi *mountinfo.Info) bool {
 	if mi.FSType == "btrfs" {
 		// Its mounts have an anonymous number; the source is the kernel's own
 		// record of the device, and a node that could be looked up.
+		if !strings.HasPrefix(mi.Source, "/dev/") {
+			return false
+		}
 		major, minor, err := nodeNumber(mi.Source)
 		return err == nil && major == d.Major && minor == d.Minor
 	}

@@ -34,7 +34,7 @@ type Config struct {
 type Deadlines struct {
 	Probe   time.Duration // blkid, dumpe2fs; default 30 s
 	Mount   time.Duration // mount, which replays the filesystem's log; default 5 min
-	Unmount time.Duration // umount, which writes back what is dirty; default 5 min
+	Unmount time.Duration // umount and removal of a device, which write back what is dirty; default 5 min
 	Format  time.Duration // mkfs; default 10 min
 	Check   time.Duration // e2fsck; default 30 min
 	Resize  time.Duration // resize2fs and its like; default 10 min

@@ -229,6 +229,6 @@ func TestNothingBeforeRecover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.journal.close()
+	t.Cleanup(func() { _ = m.journal.close() })
 	wantErr(t, m.Stage(t.Context(), r.stage("vol", "")), ErrPending)
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -110,8 +109,8 @@ func prepareStaging(path string) error {
 func (m *Manager) bringUp(ctx context.Context, v *volume) error {
 	id, readOnly := v.entry.Volume, v.entry.ReadOnly
 	// What a process before this one left, and lost the journal of.
-	if err := m.cfg.Attacher.Teardown(ctx, id); err != nil {
-		return deviceBusy(err)
+	if err := m.removeDead(ctx, id); err != nil {
+		return err
 	}
 	im, err := m.openImage(ctx, id, readOnly)
 	if err != nil {
@@ -274,13 +273,6 @@ func (m *Manager) stageBeside(ctx context.Context, v *volume, path string, known
 	}
 	if undo != nil {
 		return fmt.Errorf("%w: %w; it failed because: %s", ErrUnfinished, undo, err.Error())
-	}
-	return err
-}
-
-func deviceBusy(err error) error {
-	if errors.Is(err, blockdev.ErrBusy) {
-		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
 	return err
 }

@@ -117,7 +117,12 @@ func TestRestageWithOtherArguments(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
+	r.vols.failing("Volume", errors.New("the share is away")) // it is not asked
 	r.mustStage(s)
+	r.mustPublish(r.publishTo("vol", "a"))
+	r.mustUnpublish(r.publishTo("vol", "a"))
+	r.mustUnstage(s)
+	r.nothingLeft()
 }
 
 func TestBadRequests(t *testing.T) {

@@ -10,6 +10,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 )
 
 // tearDown removes all that is left of a volume, in reverse order of its
@@ -28,8 +31,8 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	}
 	m.step("unmounted")
 	if v.dev != nil {
-		if err := v.dev.Detach(ctx); err != nil {
-			return deviceBusy(fmt.Errorf("detach %s: %w", v.dev.Path(), err))
+		if err := m.bounded(ctx, v.dev.Detach); err != nil {
+			return fmt.Errorf("detach %s: %w", v.dev.Path(), err)
 		}
 		m.change(func() { v.dev = nil })
 		m.step("detached")
@@ -61,10 +64,29 @@ func (m *Manager) tearDownLeftover(ctx context.Context, v *volume) error {
 			return err
 		}
 	}
-	if err := m.cfg.Attacher.Teardown(ctx, e.Volume); err != nil {
-		return deviceBusy(fmt.Errorf("remove the dead device: %w", err))
+	if err := m.removeDead(ctx, e.Volume); err != nil {
+		return fmt.Errorf("remove the dead device: %w", err)
 	}
 	return m.forget(v)
+}
+
+func (m *Manager) removeDead(ctx context.Context, id string) error {
+	return m.bounded(ctx, func(ctx context.Context) error { return m.cfg.Attacher.Teardown(ctx, id) })
+}
+
+// bounded gives a call that removes a device as long as an unmount: both write
+// back what is dirty.
+func (m *Manager) bounded(ctx context.Context, remove func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Unmount)
+	defer cancel()
+	err := remove(ctx)
+	switch {
+	case errors.Is(err, blockdev.ErrBusy):
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, helper.ErrDeadline):
+		return fmt.Errorf("%w: %w", ErrStuck, err)
+	}
+	return err
 }
 
 // unmountLeftover unmounts what is the entry's own at path. A busy mount is

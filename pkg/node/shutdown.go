@@ -1,0 +1,65 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/klog/v2"
+)
+
+// Shutdown makes what has been written durable: filesystems are synced, images
+// flushed. Volumes that nothing uses are unstaged and their images closed
+// clean; the others are served until the process ends. It waits no longer than
+// ctx lasts, and no call is accepted afterwards.
+func (m *Manager) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	m.ready = false
+	var up []*volume
+	for id, v := range m.volumes {
+		// A volume that a call works on is in that call's hands.
+		if v.up() && !m.busy[id] {
+			up = append(up, v)
+			m.busy[id] = true
+		}
+	}
+	m.mu.Unlock()
+	results := make(chan error, len(up))
+	for _, v := range up {
+		go func() { results <- m.shut(ctx, v) }()
+	}
+	var errs []error
+	for i := range up {
+		select {
+		case err := <-results:
+			errs = append(errs, err)
+		case <-ctx.Done():
+			// The journal stays open for those that are still at it.
+			return errors.Join(append(errs, fmt.Errorf("%d of %d volumes are not flushed: %w", len(up)-i, len(up), ctx.Err()))...)
+		}
+	}
+	return errors.Join(append(errs, m.journal.close())...)
+}
+
+func (m *Manager) shut(ctx context.Context, v *volume) error {
+	id := v.entry.Volume
+	var err error
+	if !v.entry.Block {
+		if mounted, merr := m.mountedStaging(v); merr == nil {
+			_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
+		}
+	}
+	if err = errors.Join(err, v.image.Flush()); err != nil {
+		return fmt.Errorf("flush volume %s: %w", id, err)
+	}
+	if m.unused(v, v.entry.Staging) != nil {
+		return nil
+	}
+	if err := m.tearDown(ctx, v); err != nil {
+		if m.lookup(id) == nil {
+			return err // the image could not be closed well
+		}
+		klog.FromContext(ctx).Info("Left staged", "volume", id, "reason", err.Error())
+	}
+	return nil
+}
