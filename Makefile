@@ -44,11 +44,15 @@ build: ## build the binaries into bin/, static, version stamped
 demo: deps build ## the main job, shown step by step: create, mount, power cut, replay, grow, delete
 	@$(AS_ROOT) $(BIN)/vhdx-demo
 
+# Packages whose tests do less with -short. The others have run in full with
+# the race detector.
+HAVE_SHORT_FORM = $(shell grep -rl --include='*_test.go' 'testing\.Short()' cmd internal pkg test | xargs -n 1 dirname | sort -u | sed 's,^,./,')
+
 .PHONY: test
 test: deps build lint ## everything: lint, all tests (race detector on), oracles, csi-sanity
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
 		'race detector: -race -short -timeout 20m ./...' \
-		'full size: -timeout 20m ./...' \
+		'full size: -timeout 20m $(HAVE_SHORT_FORM)' \
 		'manifests: -C tools/manifests ./...'
 
 .PHONY: test-short
