@@ -80,6 +80,7 @@ var rules = []rule{
 	{err: node.ErrNotFound, code: codes.NotFound},
 	{err: node.ErrIncompatible, code: codes.AlreadyExists},
 	{err: node.ErrNotStaged, code: codes.FailedPrecondition},
+	{err: node.ErrNotAttached, code: codes.FailedPrecondition},
 	{err: node.ErrNoFilesystem, code: codes.FailedPrecondition},
 	{err: node.ErrFormat, code: codes.FailedPrecondition},
 	{err: node.ErrBusy, code: codes.FailedPrecondition},

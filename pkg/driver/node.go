@@ -59,7 +59,7 @@ func (s *nodeServer) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolume
 			Block:       a.block,
 			FSType:      a.fsType,
 			MountFlags:  a.mountFlags,
-			ReadOnly:    a.readOnly || r.GetPublishContext()[readOnlyKey] == "true",
+			ReadOnly:    a.readOnly || attachedReadOnly(r.GetPublishContext()),
 		})
 	})
 	if err != nil {
@@ -95,7 +95,7 @@ func (s *nodeServer) NodePublishVolume(ctx context.Context, r *csi.NodePublishVo
 			StagingPath:  r.GetStagingTargetPath(),
 			TargetPath:   r.GetTargetPath(),
 			Block:        a.block,
-			ReadOnly:     a.readOnly || r.GetReadonly(),
+			ReadOnly:     a.readOnly || r.GetReadonly() || attachedReadOnly(r.GetPublishContext()),
 			FSType:       a.fsType,
 			MountFlags:   a.mountFlags,
 			SingleWriter: a.singleWriter,

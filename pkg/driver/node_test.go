@@ -55,16 +55,18 @@ func TestNodePublish(t *testing.T) {
 		name     string
 		cap      *csi.VolumeCapability
 		readOnly bool
+		pub      map[string]string
 		want     node.PublishRequest
 	}{
-		{"writer", mount(writer, "ext4"), false, node.PublishRequest{FSType: "ext4", SingleWriter: true}},
-		{"single writer", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER), false, node.PublishRequest{Block: true, SingleWriter: true}},
-		{"multi writer", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER), true, node.PublishRequest{Block: true, ReadOnly: true}},
-		{"reader", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY), false, node.PublishRequest{Block: true, ReadOnly: true}},
+		{"writer", mount(writer, "ext4"), false, map[string]string{readOnlyKey: "false"}, node.PublishRequest{FSType: "ext4", SingleWriter: true}},
+		{"single writer", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER), false, nil, node.PublishRequest{Block: true, SingleWriter: true}},
+		{"multi writer", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER), true, nil, node.PublishRequest{Block: true, ReadOnly: true}},
+		{"reader", block(csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY), false, nil, node.PublishRequest{Block: true, ReadOnly: true}},
+		{"attached read-only", mount(writer, ""), false, map[string]string{readOnlyKey: "true"}, node.PublishRequest{ReadOnly: true, SingleWriter: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := n.NodePublishVolume(t.Context(), &csi.NodePublishVolumeRequest{VolumeId: "a", StagingTargetPath: "/stage",
-				TargetPath: "/target", VolumeCapability: tt.cap, Readonly: tt.readOnly})
+				TargetPath: "/target", VolumeCapability: tt.cap, Readonly: tt.readOnly, PublishContext: tt.pub})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,6 +14,10 @@ import (
 // attached read-only, which no other field of its requests does.
 const readOnlyKey = Name + "/readonly"
 
+func attachedReadOnly(publishContext map[string]string) bool {
+	return publishContext[readOnlyKey] == strconv.FormatBool(true)
+}
+
 func (s *controller) ControllerPublishVolume(ctx context.Context, r *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
 	id, nodeID := r.GetVolumeId(), r.GetNodeId()
 	if err := required("volume_id", id); err != nil {

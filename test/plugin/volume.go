@@ -23,6 +23,9 @@ type Volume struct {
 	Cap *csi.VolumeCapability
 	// Staging and Target are the paths the calls are made with.
 	Staging, Target string
+	// AttachReadOnly and ReadOnly are the flags of ControllerPublishVolume and
+	// NodePublishVolume.
+	AttachReadOnly, ReadOnly bool
 
 	publishContext map[string]string
 }
@@ -75,7 +78,7 @@ func (v *Volume) On(p *Process) *Volume {
 func (v *Volume) Attach(ctx context.Context) error {
 	return v.do(ctx, "attach", func() error {
 		r, err := v.p.Controller().ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{
-			VolumeId: v.ID, NodeId: NodeID, VolumeCapability: v.Cap})
+			VolumeId: v.ID, NodeId: NodeID, VolumeCapability: v.Cap, Readonly: v.AttachReadOnly})
 		v.publishContext = r.GetPublishContext()
 		return err
 	})
@@ -97,7 +100,8 @@ func (v *Volume) Stage(ctx context.Context) error {
 func (v *Volume) Publish(ctx context.Context) error {
 	return v.do(ctx, "publish", func() error {
 		_, err := v.p.Node().NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
-			VolumeId: v.ID, StagingTargetPath: v.Staging, TargetPath: v.Target, VolumeCapability: v.Cap, PublishContext: v.publishContext})
+			VolumeId: v.ID, StagingTargetPath: v.Staging, TargetPath: v.Target, VolumeCapability: v.Cap,
+			PublishContext: v.publishContext, Readonly: v.ReadOnly})
 		return err
 	})
 }
