@@ -66,9 +66,10 @@ func (j *journal) checkPayload(place int64) {
 		written = true
 		return nil
 	})
-	if j.err == nil && (err != nil || !written) {
-		j.err = fmt.Errorf("a mapping to %#x is journalled and nothing has been written there (%w)", place, err)
+	if j.err == nil && err == nil && !written {
+		err = fmt.Errorf("a mapping to %#x is journalled and nothing has been written there", place)
 	}
+	j.err = errors.Join(j.err, err)
 }
 
 func (j *journal) Dropped(seq uint64) {

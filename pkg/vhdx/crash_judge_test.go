@@ -27,7 +27,7 @@ func (h *harness) judge(image *vhdxtest.File, s *session, at place) error {
 		return err
 	}
 	// What the cut left is on the medium: from here on there is no choice.
-	next := &session{start: image, headers: hs[0], observed: seen, sum: sum, before: s.model, touched: touched}
+	next := &session{start: image, headers: hs[0], observed: seen, sum: sum, before: s.model, touched: touched, geometry: s.geometry}
 	steps, err := h.writable(image.Clone(), next.again(), at)
 	if err != nil || len(at) >= h.effort.depth {
 		return err

@@ -25,6 +25,7 @@ func TestFlushCoversThePredecessorsWrites(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			w.session.blockSize = mi
 			for i, step := range []func() error{
 				func() error { return w.open(nil) },
 				func() error { return w.write(vhdxtest.Extent{Off: 0, N: 512}) },

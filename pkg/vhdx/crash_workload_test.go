@@ -28,12 +28,14 @@ type workload struct {
 	grow    func(r *rand.Rand, size int64) int64
 	// warm operations run before the first cut, ops with cuts.
 	warm, ops int
-	writers   int  // at once; 0: one after the other
-	images    int  // at each step; 0: as the harness says
-	journal   bool // a kill loses nothing, at any step
+	writers   int   // at once; 0: one after the other
+	images    int   // at each step; 0: as the harness says
+	sparse    int   // of the steps that write payload only one in so many is cut
+	fills     []int // blocks that one fill after the other writes
+	journal   bool  // a kill loses nothing, at any step
 }
 
-type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil int }
+type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill int }
 
 var goOnWorkload = &workload{
 	name:    "go on",
@@ -92,14 +94,22 @@ var workloads = []*workload{
 		maxIO:   512, warm: 150, ops: 170, images: 8,
 	},
 	{
-		// So many dirty pages at once that an entry fills more than half of
-		// the log: room must be made before the next.
+		// Two flushes fill more than the log: room must be made before the second.
 		name:    "log is full",
-		create:  vhdx.CreateOptions{Size: 96 * gi, BlockSize: mi},
-		growth:  128 * mi,
-		blocks:  append(sequence(190, 512), sequenceFrom(7, 190, 512)...),
-		weights: weights{write: 100, flush: 1},
-		maxIO:   512, warm: 90, ops: 420, images: 3,
+		create:  vhdx.CreateOptions{Size: 81 * gi, BlockSize: mi},
+		growth:  256 * mi,
+		blocks:  sequence(160, 512),
+		weights: weights{fill: 1},
+		ops:     4, images: 6, sparse: 16, fills: []int{110, 160},
+	},
+	{
+		// One flush takes two entries, and room must be made before the second.
+		name:    "more than the log",
+		create:  vhdx.CreateOptions{Size: 127 * gi, BlockSize: mi},
+		growth:  512 * mi,
+		blocks:  sequence(254, 512),
+		weights: weights{fill: 1},
+		ops:     2, images: 4, sparse: 32, fills: []int{254},
 	},
 	{
 		name:    "BAT moves",
@@ -154,6 +164,7 @@ type run struct {
 	at      place
 	r       *rand.Rand
 	last    vhdxtest.Extent
+	round   int64 // of fill
 }
 
 func (w *run) seed(seed uint64) { w.r = rand.New(rand.NewPCG(seed, 1)) }
@@ -163,7 +174,7 @@ func (w *run) model() *vhdxtest.Model { return w.session.model }
 // runWorkload does all of a workload and returns the first failure of it or of a cut.
 func (h *harness) runWorkload(kind *workload) error {
 	h.opts.GrowthStep = kind.growth
-	if kind.images > 0 {
+	if kind.images > 0 && h.effort.images > kind.images {
 		h.effort.images = kind.images
 	}
 	file := vhdxtest.NewFile(fmt.Sprintf("%s-%d.vhdx", kind.name, h.seed))
@@ -172,6 +183,7 @@ func (h *harness) runWorkload(kind *workload) error {
 	}
 	model := vhdxtest.NewModel(h.seed, kind.create.Size)
 	s, err := newSession(file.Clone(), model, vhdxtest.NewObserved(kind.create.Size))
+	s.geometry = geometry{kind.create.BlockSize, kind.payload(), kind.sparse}
 	if err != nil {
 		return err
 	}
@@ -231,6 +243,7 @@ func (w *run) operation() error {
 		{ws.reopen, w.reopen},
 		{ws.kill, w.kill},
 		{ws.spoil, w.spoil},
+		{ws.fill, w.fill},
 	}
 	total := 0
 	for _, s := range steps {
@@ -248,22 +261,21 @@ func (w *run) operation() error {
 // extent chooses a range: mostly in the workload's blocks, of any alignment to
 // sectors, now and then over the edge of a block.
 func (w *run) extent() vhdxtest.Extent {
-	info := w.im.Info()
-	lss, size := int64(info.LogicalSectorSize), w.im.Size()
+	lss, bs, size := int64(w.im.LogicalSectorSize()), w.session.blockSize, w.im.Size()
 	blocks := w.kind.blocks
 	if blocks == nil {
-		blocks = sequence(min(8, info.PayloadBlocks), 1)
+		blocks = sequence(min(8, (size+bs-1)/bs), 1)
 	}
 	n := lss * (1 + w.r.Int64N(max(1, []int64{1, 4 * ki, 4 * ki, w.kind.maxIO}[w.r.IntN(4)]/lss)))
 	n = min(n, max(lss, w.kind.maxIO/lss*lss))
-	off := blocks[w.r.IntN(len(blocks))]*info.BlockSize + w.r.Int64N(info.BlockSize/lss)*lss
+	off := blocks[w.r.IntN(len(blocks))]*bs + w.r.Int64N(bs/lss)*lss
 	switch w.r.IntN(4) {
 	case 0:
-		off = off / info.BlockSize * info.BlockSize
+		off = off / bs * bs
 	case 1:
-		off = off/info.BlockSize*info.BlockSize + w.r.Int64N(16)*lss
+		off = off/bs*bs + w.r.Int64N(16)*lss
 	case 2:
-		off = max(0, off/info.BlockSize*info.BlockSize-n/2/lss*lss)
+		off = max(0, off/bs*bs-n/2/lss*lss)
 	}
 	off = min(off, size-lss)
 	return vhdxtest.Extent{Off: off, N: min(n, size-off)}
@@ -282,7 +294,7 @@ func (w *run) write(e vhdxtest.Extent) error {
 
 func (w *run) zero(do func(off, n int64) error) error {
 	e := w.extent()
-	if bs := w.im.Info().BlockSize; w.r.IntN(3) == 0 {
+	if bs := w.session.blockSize; w.r.IntN(3) == 0 {
 		e.Off = e.Off / bs * bs
 		e.N = min(bs, w.im.Size()-e.Off)
 	}
@@ -385,13 +397,28 @@ func (w *run) begin(killed bool) error {
 	}
 	before := w.session
 	if killed { // what is not durable may still bring back the file of the session before
-		w.session = &session{model: m.Restarted(seen), killed: true, start: before.start, headers: before.headers, observed: before.observed}
+		w.session = before.again()
+		w.session.model, w.session.killed = m.Restarted(seen), true
 	} else if w.session, err = newSession(w.file.Clone(), m.After(seen), seen); err != nil {
 		return err
 	}
-	w.session.journal = before.journal
+	w.session.journal, w.session.geometry = before.journal, before.geometry
 	w.file.OnStep(w.h.hook(w.session, w.at, w.h.effort.images))
 	return nil
+}
+
+// fill writes to a new block in each of many BAT pages, then flushes.
+func (w *run) fill() error {
+	fills := w.kind.fills
+	blocks := w.kind.blocks[:fills[int(w.round)%len(fills)]]
+	w.round++
+	for _, block := range blocks {
+		off := (block + w.round) * w.session.blockSize
+		if err := w.write(vhdxtest.Extent{Off: off + w.r.Int64N(64)*512, N: 512}); err != nil {
+			return err
+		}
+	}
+	return w.flush()
 }
 
 // spoil fails a write half-way that needs new space, most of the time.

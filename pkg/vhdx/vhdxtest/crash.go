@@ -40,6 +40,12 @@ func (f *File) snapshot() *Snapshot {
 // Step is the number of the last operation.
 func (s *Snapshot) Step() int { return s.step }
 
+// WritesAbove reports whether the last operation wrote data at off or above.
+func (s *Snapshot) WritesAbove(off int64) bool {
+	last := len(s.ops) - 1
+	return last >= 0 && s.ops[last].kind == Write && s.ops[last].state == pending && s.ops[last].off >= off
+}
+
 // Undecided returns how many operations may or may not be on the medium.
 func (s *Snapshot) Undecided() int { return len(s.open) }
 

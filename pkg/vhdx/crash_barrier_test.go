@@ -1,0 +1,86 @@
+package vhdx_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// directed says which workload must notice that a barrier is missing.
+type directed struct {
+	workload string
+	effort   effort
+	seeds    uint64 // at most so many are tried
+}
+
+var (
+	plain   = effort{images: 15, deeper: 3, nested: 1000, replayed: 20, goOn: 1000, ops: 6, depth: 1}
+	replays = effort{images: 4, deeper: 8, nested: 1, replayed: 30, goOn: 1000, ops: 6, depth: 2}
+	goingOn = effort{images: 6, deeper: 3, nested: 1000, replayed: 12, goOn: 1, ops: 8, depth: 1}
+)
+
+// missing has a line for each barrier that package vhdx names.
+var missing = map[string]directed{
+	"sync FileWriteGuid before any other change":          {"few blocks", plain, 3},
+	"sync first log entry before LogGuid":                 {"few blocks", plain, 3},
+	"sync LogGuid and DataWriteGuid before data":          {"few blocks", plain, 5},
+	"sync file growth before use":                         {"few blocks", plain, 5},
+	"sync data and log entry before answering a flush":    {"few blocks", plain, 3},
+	"sync applied pages before Tail passes them":          {"log is full", plain, 3},
+	"sync advanced Tail before reusing log space":         {"log is full", plain, 3},
+	"sync replayed pages before clearing LogGuid":         {"few blocks", replays, 5},
+	"sync cleared LogGuid before reusing the log":         {"few blocks", goingOn, 10},
+	"sync applied pages before clearing LogGuid at close": {"few blocks", plain, 10},
+	"sync cleared LogGuid before shrinking the file":      {"few blocks", plain, 10},
+	"sync the shortened file before Close returns":        {"few blocks", plain, 3},
+	"sync new BAT region before naming it":                {"BAT moves", plain, 10},
+	"apply only what is durable in the log":               {"more than the log", plain, 3},
+	"apply the logged copy, not the live page":            {"log is full", plain, 3},
+	"write the first log entry before LogGuid":            {"few blocks", plain, 3},
+	"hand out only proven-zero space":                     {"few blocks", goingOn, 5},
+	"prove abandoned space zero before reuse":             {"failing writes", plain, 5},
+	"write payload before publishing its mapping":         {"journal", plain, 3},
+	"record a mapping before answering":                   {"journal", plain, 3},
+	"drop records after the commit":                       {"journal", plain, 3},
+	"announce FileWriteGuid to the journal":               {"journal", plain, 3},
+}
+
+// The harness proves itself: with any one barrier left out it must fail.
+func TestHarnessNoticesMissingBarrier(t *testing.T) {
+	names := slices.Concat(vhdx.Barriers(), vhdx.JournalRules())
+	for name := range missing {
+		if !slices.Contains(names, name) {
+			t.Errorf("package vhdx has no barrier %q", name)
+		}
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d, ok := missing[name]
+			if !ok {
+				t.Fatalf("no workload is directed at this barrier")
+			}
+			noticeMissing(t, name, d)
+		})
+	}
+}
+
+func noticeMissing(t *testing.T, name string, d directed) {
+	i := slices.IndexFunc(workloads, func(w *workload) bool { return w.name == d.workload })
+	if i < 0 {
+		t.Fatalf("there is no workload %q", d.workload)
+	}
+	v := newVisits()
+	for seed := range d.seeds {
+		h := newHarness(seed+1, v)
+		h.opts, h.effort = h.opts.Omit(name), d.effort
+		if err := h.runWorkload(workloads[i]); err != nil {
+			images, _ := v.count()
+			t.Logf("noticed after %d images: %v", images, err)
+			return
+		}
+	}
+	images, _ := v.count()
+	t.Errorf("left out, and %d images of %d runs of %q show nothing", images, d.seeds, d.workload)
+}
