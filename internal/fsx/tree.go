@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 
@@ -115,7 +116,20 @@ func (d *Dir) Close() {
 // Lstat describes the entry itself, never what a symlink points to.
 func (d *Dir) Lstat(name string) (fs.FileInfo, error) { return d.root.Lstat(name) }
 
-// Entries lists the directory, sorted by name.
+// Names lists the names in the directory, sorted.
+func (d *Dir) Names() ([]string, error) {
+	f, err := d.root.Open(".")
+	if err != nil {
+		return nil, named("list", d.path, err)
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	return names, named("list", d.path, err)
+}
+
+// Entries lists the directory, sorted by name. It looks at each entry, which
+// [Dir.Names] does not.
 func (d *Dir) Entries() ([]fs.DirEntry, error) {
 	return fs.ReadDir(d.root.FS(), ".")
 }

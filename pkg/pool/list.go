@@ -100,15 +100,15 @@ func (p *Pool) walk(ctx context.Context, dir, after string, fn func(name string,
 		return err
 	}
 	defer top.Close()
-	shards, err := top.Entries()
+	shards, err := top.Names()
 	if err != nil {
 		return err
 	}
-	for _, e := range shards {
-		if !isShard(e.Name()) || e.Name() < after[:min(2, len(after))] {
+	for _, shard := range shards {
+		if !isShard(shard) || shard < after[:min(2, len(after))] {
 			continue
 		}
-		err := p.walkShard(ctx, path.Join(dir, e.Name()), after, fn)
+		err := p.walkShard(ctx, path.Join(dir, shard), after, fn)
 		if errors.Is(err, errStop) {
 			return nil
 		}
@@ -125,12 +125,12 @@ func (p *Pool) walkShard(ctx context.Context, dir, after string, fn func(string,
 		return err
 	}
 	defer d.Close()
-	entries, err := d.Entries()
+	names, err := d.Names()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		base, isRecord := strings.CutSuffix(e.Name(), ".json")
+	for _, name := range names {
+		base, isRecord := strings.CutSuffix(name, ".json")
 		h, ok := parseHash(base)
 		if !isRecord || !ok || base <= after || h.shard() != path.Base(dir) {
 			continue
@@ -138,11 +138,11 @@ func (p *Pool) walkShard(ctx context.Context, dir, after string, fn func(string,
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b, err := d.Read(e.Name(), maxFile)
+		b, err := d.Read(name, maxFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // deleted since
 		}
-		if err := fn(path.Join(dir, e.Name()), h, b, err); err != nil {
+		if err := fn(path.Join(dir, name), h, b, err); err != nil {
 			return err
 		}
 	}
