@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"runtime"
 	"sync/atomic"
-	"time"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
