@@ -23,7 +23,7 @@
 //	I-NODE-1  The entry is durable before the device exists, and gone only after it is.
 //	I-NODE-2  The entry lists a path, and the device's number, durably before anything is mounted.
 //	I-NODE-3  At start every entry is torn down, dropped or kept with a reason; nothing that an entry does not prove to be ours is touched.
-//	I-NODE-4  mkfs runs only on a volume whose record says never and whose image is blank, or whose record says formatting and whose image holds no finished filesystem.
+//	I-NODE-4  mkfs runs only on a volume whose record says never and whose image is blank, or whose record says formatting and whose image holds no filesystem that may have been mounted.
 //	I-NODE-5  The use formatting is durable before mkfs starts, the use mounted before Stage returns.
 //	I-NODE-6  After a final error nothing of the call is left. What could not be undone keeps its entry, and the error is ErrUnfinished.
 //	I-NODE-7  Nothing is unmounted lazily unless its device is proven dead: no writer is ever hidden.

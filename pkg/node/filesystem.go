@@ -141,7 +141,7 @@ func (m *Manager) prepare(ctx context.Context, e entry, grow bool) error {
 	if e.ReadOnly || e.FSType != "ext4" {
 		return nil // xfs and btrfs replay their log when they are mounted
 	}
-	if err := m.check(ctx, e.Device.Path, grow); err != nil {
+	if err := m.check(ctx, e.Device, grow); err != nil {
 		return err
 	}
 	m.step("checked")

@@ -93,6 +93,20 @@ func TestDamagedFilesystem(t *testing.T) {
 	r.nothingLeft()
 }
 
+// A superblock that has its magic number and a wrong checksum.
+func TestDamagedSuperblock(t *testing.T) {
+	r := newRig(t)
+	r.create("vol", sizes["ext4"], pool.Params{})
+	r.start()
+	r.used("vol", "ext4")
+	r.scribble("vol", ext4Super+0x78, "another label")
+	before := r.cut("vol")
+	wantErr(t, r.m.Stage(t.Context(), r.stage("vol", "ext4")), ErrNoFilesystem)
+	if r.formatted() || string(r.cut("vol")) != string(before) {
+		t.Fatal("the image has changed")
+	}
+}
+
 // What e2fsck repairs without a person is repaired before the mount.
 func TestCheckBeforeMount(t *testing.T) {
 	r := newRig(t)

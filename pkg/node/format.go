@@ -77,10 +77,10 @@ func mkfsCommand(fsType string, user []string, device string, zeroed bool) (name
 }
 
 // check repairs an ext4 as far as that needs no person, before the first write.
-func (m *Manager) check(ctx context.Context, device string, full bool) error {
-	args := []string{"-p", device}
+func (m *Manager) check(ctx context.Context, d *deviceID, full bool) error {
+	args := []string{"-p", d.Path}
 	if full { // resize2fs insists
-		args = []string{"-f", "-p", device}
+		args = []string{"-f", "-p", d.Path}
 	}
 	out, err := m.tools.run(ctx, m.cfg.Deadlines.Check, "e2fsck", args...)
 	code, stderr, ok := exit(err)
@@ -90,15 +90,15 @@ func (m *Manager) check(ctx context.Context, device string, full bool) error {
 	// A sum of bits: 1 corrected, 2 reboot (of no meaning for what is not
 	// mounted), 4 errors left, 8 operational error, 16 usage, 32 cancelled.
 	said := oneLine(string(out) + " " + stderr)
-	switch {
-	case code&^(1|2) == 0:
-		klog.FromContext(ctx).Info("Filesystem check corrected errors", "device", device, "output", said)
+	switch left := code &^ (1 | 2); {
+	case left == 0:
+		klog.FromContext(ctx).Info("Filesystem check corrected errors", "device", d.Path, "output", said)
 		return nil
-	case code&^(1|2) == 4:
+	case left == 4, left == 8 && m.read(ctx, d) == nil: // 8 is a broken superblock too
 		return fmt.Errorf("%w: e2fsck leaves errors that need a person; attach the image with vhdxctl and run e2fsck there: %s",
 			ErrNoFilesystem, said)
 	}
-	return fmt.Errorf("check %s: e2fsck exit code %d: %s", device, code, said)
+	return fmt.Errorf("check %s: e2fsck exit code %d: %s", d.Path, code, said)
 }
 
 // growUnmounted lets an ext4 follow its device while nothing has it mounted:

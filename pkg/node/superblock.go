@@ -15,7 +15,8 @@ type superblock struct {
 	// finished: mkfs reached its end. mkfs.xfs clears sb_inprogress last,
 	// mkfs.btrfs writes the magic number last, mke2fs the superblock itself.
 	finished bool
-	// unused: finished and surely never mounted.
+	// unused: finished and surely never mounted. Only ext4 tells: its mount
+	// writes time and count into the superblock before it returns.
 	unused bool
 	// size is how many bytes of its device the filesystem uses; ext4 has more to say.
 	size int64
@@ -67,10 +68,8 @@ func parseSuperblock(b []byte, fsType string) superblock {
 		if string(b[:4]) != "XFSB" {
 			return superblock{}
 		}
-		// sb_inprogress at 126; sb_lsn at 240 is zero until the log has written it.
-		finished := b[126] == 0
 		return superblock{
-			fsType: "xfs", finished: finished, unused: finished && binary.BigEndian.Uint64(b[240:]) == 0,
+			fsType: "xfs", finished: b[126] == 0, // sb_inprogress
 			size: int64(binary.BigEndian.Uint64(b[8:]) * uint64(binary.BigEndian.Uint32(b[4:]))), // sb_dblocks, sb_blocksize
 		}
 	case "btrfs":

@@ -104,9 +104,14 @@ func (m *Manager) unmountLeftover(ctx context.Context, e entry, path string) err
 // provenDead reports whether a read past the page cache fails. No answer is no
 // proof.
 func (m *Manager) provenDead(ctx context.Context, d *deviceID) bool {
+	return errors.Is(m.read(ctx, d), unix.EIO)
+}
+
+// read reads a page of the device past the page cache.
+func (m *Manager) read(ctx context.Context, d *deviceID) error {
 	_, err := m.tools.self(ctx, m.cfg.Deadlines.Probe, cmdRead, d.Path,
 		strconv.FormatUint(uint64(d.Major), 10), strconv.FormatUint(uint64(d.Minor), 10))
-	return errors.Is(err, unix.EIO)
+	return err
 }
 
 // unused answers ErrBusy with what still has the volume mounted, other than at
