@@ -92,7 +92,9 @@ func (c *creation) allocate() error {
 			return err
 		}
 		if off += n; c.o.Progress != nil {
-			c.o.Progress(off-c.payloadOffset, end-c.payloadOffset)
+			if err := c.o.Progress(off-c.payloadOffset, end-c.payloadOffset); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

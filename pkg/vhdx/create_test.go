@@ -126,11 +126,12 @@ func TestCreateLayout(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := vhdxtest.NewFile("x")
 			var told []int64
-			tt.o.Progress = func(done, total int64) {
+			tt.o.Progress = func(done, total int64) error {
 				if n := len(told); done > total || n > 0 && done <= told[n-1] {
 					t.Fatalf("progress: %d of %d after %v", done, total, told)
 				}
 				told = append(told, done)
+				return nil
 			}
 			var medium vhdx.File = f
 			if tt.plain {
@@ -236,6 +237,19 @@ func TestCreateFailsAtEveryStep(t *testing.T) {
 	if _, err := vhdx.CreateOn(full, o); !errors.Is(err, syscall.ENOSPC) {
 		t.Fatalf("no space: %v", err)
 	}
+}
+
+// An error of Progress ends the creation, and nothing is left.
+func TestCreateStopped(t *testing.T) {
+	dir, stop := t.TempDir(), errors.New("stop")
+	_, err := vhdx.Create(filepath.Join(dir, "x"), vhdx.CreateOptions{
+		Size: 2 * gib, Fixed: true,
+		Progress: func(int64, int64) error { return stop },
+	})
+	if !errors.Is(err, stop) {
+		t.Fatalf("error %v", err)
+	}
+	wantEmptyDir(t, dir)
 }
 
 func TestCreatePath(t *testing.T) {

@@ -35,8 +35,9 @@ type CreateOptions struct {
 	// Creator goes into the file identifier, at most 255 UTF-16 units. "":
 	// this package's name.
 	Creator string
-	// Progress, if set, is told how many bytes of a fixed image have their space.
-	Progress func(done, total int64)
+	// Progress, if set, is told how many bytes of a fixed image have their
+	// space. Its error ends the creation.
+	Progress func(done, total int64) error
 }
 
 // Created says what Create made of the options.
