@@ -15,6 +15,7 @@ type controller struct {
 	Controller
 	nodeID string // of a local pool's topology; "" without one
 	work   *inflight
+	reads  reads
 }
 
 // controllerCapabilities are the optional calls of controller (I-DRV-8).
@@ -49,6 +50,11 @@ func (s *controller) pool(name string) (Pool, error) {
 		names = append(names, p.Name)
 	}
 	return Pool{}, fmt.Errorf("%w: no pool is called %q; there are: %s", errInvalid, name, strings.Join(names, ", "))
+}
+
+// volume looks a volume up, waiting no longer than the caller.
+func (s *controller) volume(ctx context.Context, id string) (pool.Volume, error) {
+	return read(ctx, s.reads, func(ctx context.Context) (pool.Volume, error) { return s.Volumes.Volume(ctx, id) })
 }
 
 func (s *controller) isLocal(poolName string) bool {

@@ -115,7 +115,7 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, r *csi.Vali
 	if len(r.GetVolumeCapabilities()) == 0 {
 		return nil, fmt.Errorf("%w: volume_capabilities are missing", errInvalid)
 	}
-	v, err := s.Volumes.Volume(ctx, r.GetVolumeId())
+	v, err := s.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

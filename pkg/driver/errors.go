@@ -23,6 +23,7 @@ var (
 	errStagingPath = errors.New("staging_target_path is missing: the volume must be staged first")
 	errPending     = errors.New("an operation on this volume is still running")
 	errStopping    = errors.New("the plugin is stopping")
+	errShareHangs  = errors.New("the share does not answer")
 	errPanic       = errors.New("internal error, see the plugin's log")
 )
 
@@ -47,6 +48,7 @@ var rules = []rule{
 	{err: errStagingPath, code: codes.FailedPrecondition},
 	{err: errPending, code: codes.Aborted},
 	{err: errStopping, code: codes.Unavailable},
+	{err: errShareHangs, code: codes.Unavailable},
 
 	// These say that something is left running or half done, whatever else
 	// they wrap.

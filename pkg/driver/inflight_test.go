@@ -9,6 +9,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -124,6 +125,32 @@ func TestDrain(t *testing.T) {
 	close(release)
 	if err := f.drain(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestShareHangs: polling a share that does not answer leaves a bounded number
+// of calls waiting in the kernel, and callers are answered in time.
+func TestShareHangs(t *testing.T) {
+	f := newFake()
+	f.hold = make(chan struct{})
+	c := csi.NewControllerClient(serve(t, f))
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		_, err := c.ListVolumes(ctx, &csi.ListVolumesRequest{})
+		cancel()
+		if status.Code(err) == codes.Unavailable {
+			break // every place is taken by a read that hangs
+		}
+		wantCode(t, err, codes.DeadlineExceeded)
+	}
+	close(f.hold)
+	for {
+		_, err := c.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+		if err == nil {
+			return
+		}
+		wantCode(t, err, codes.Unavailable)
+		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
 // maxEntries bounds a page, so that it fits a message however long the ids are.
@@ -20,12 +22,19 @@ func (s *controller) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest)
 	if n == 0 || n > maxEntries {
 		n = maxEntries
 	}
-	vs, next, err := s.Volumes.List(ctx, r.GetStartingToken(), n)
+	type page struct {
+		volumes []pool.Volume
+		next    string
+	}
+	list, err := read(ctx, s.reads, func(ctx context.Context) (p page, err error) {
+		p.volumes, p.next, err = s.Volumes.List(ctx, r.GetStartingToken(), n)
+		return p, err
+	})
 	if err != nil {
 		return nil, err
 	}
-	resp := &csi.ListVolumesResponse{NextToken: next}
-	for _, v := range vs {
+	resp := &csi.ListVolumesResponse{NextToken: list.next}
+	for _, v := range list.volumes {
 		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{
 			Volume: s.describe(v),
 			Status: &csi.ListVolumesResponse_VolumeStatus{PublishedNodeIds: publishedNodes(v)},
@@ -38,7 +47,7 @@ func (s *controller) ControllerGetVolume(ctx context.Context, r *csi.ControllerG
 	if err := required("volume_id", r.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	v, err := s.Volumes.Volume(ctx, r.GetVolumeId())
+	v, err := s.volume(ctx, r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +77,7 @@ func (s *controller) GetCapacity(ctx context.Context, r *csi.GetCapacityRequest)
 			return &csi.GetCapacityResponse{}, nil // no volume of this kind has any room
 		}
 	}
-	room, err := p.Capacity(ctx)
+	room, err := read(ctx, s.reads, p.Capacity)
 	if err != nil {
 		return nil, err
 	}

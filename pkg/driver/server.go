@@ -47,7 +47,7 @@ func (s *Server) register(c Config) {
 		if c.local() {
 			nodeID = c.Node.ID
 		}
-		csi.RegisterControllerServer(s.grpc, &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work})
+		csi.RegisterControllerServer(s.grpc, &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work, reads: make(reads, maxReads)})
 	}
 	if c.Node != nil {
 		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, topology: c.local(), work: s.work})
