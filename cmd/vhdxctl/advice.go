@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"syscall"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// advices says what to do about an error, most particular first.
+var advices = []struct {
+	is     error
+	advice string
+}{
+	{vhdx.ErrInUse, "Close it there first (a staged volume: delete its pods, or drain the node), then run this again."},
+	{vhdx.ErrCorrupt, "Nothing was changed. Keep a copy of the file before any attempt at repair; restore it from a snapshot or a backup."},
+	{vhdx.ErrNotVHDX, "To convert another format: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
+	{vhdx.ErrUnsupported, "Nothing was changed. Open it with the software that wrote it."},
+	{syscall.ENOSPC, "A fixed image takes all of its space at once. Free some, or leave out --fixed: a dynamic image takes space as it is written."},
+	{syscall.EDQUOT, "A fixed image takes all of its space at once. Raise the quota, or leave out --fixed."},
+	{syscall.EROFS, "The filesystem is mounted read-only."},
+	{fs.ErrExist, "Nothing was replaced. Choose another name, or remove the file first."},
+	{fs.ErrPermission, "Run it as a user who may read and write the file and its directory."},
+	{context.Canceled, "Nothing was left behind."},
+}
+
+func advice(err error) string {
+	for _, a := range advices {
+		if errors.Is(err, a.is) {
+			return a.advice
+		}
+	}
+	return ""
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes, as users of qemu-img know them.
+const (
+	exitOK      = 0
+	exitFailed  = 1 // the command could not do its work
+	exitCorrupt = 2 // check: the image is corrupt
+	// 3, leaked space, is for a check that looks for it; this one does not yet.
+)
+
+// exitError is an error that has told all there is to tell, but for the code.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// app is what the commands share.
+type app struct {
+	out, errOut io.Writer
+	json        bool
+}
+
+// run runs a command line and returns the exit code.
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	a := &app{out: out, errOut: errOut}
+	root := a.rootCommand()
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	if code, ok := errors.AsType[exitError](err); ok {
+		return int(code)
+	}
+	if err != nil {
+		a.fail(err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vhdxctl",
+		Short: "Create, describe, check and grow VHDX images",
+		Long: `vhdxctl creates, describes, checks and grows VHDX images: the disks of Hyper-V,
+which QEMU reads and csi-driver-vhdx serves as volumes. No image that another
+process has open is touched.
+
+Sizes are bytes, or carry a binary unit: 512M, 10G, 2T (also 512MiB, 10Gi).
+
+Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
+	root.AddCommand(a.createCommand(), a.infoCommand(), a.checkCommand(), a.growCommand())
+	return root
+}
+
+// fail tells what went wrong and what to do next.
+func (a *app) fail(err error) {
+	hint := advice(err)
+	if a.json {
+		a.printJSON(a.errOut, struct {
+			Error string `json:"error"`
+			Hint  string `json:"hint,omitempty"`
+		}{err.Error(), hint})
+		return
+	}
+	fmt.Fprintf(a.errOut, "vhdxctl: %v\n", err)
+	if hint != "" {
+		fmt.Fprintln(a.errOut, hint)
+	}
+}
+
+// print prints a result: v as JSON, or what text writes.
+func (a *app) print(v any, text func(w io.Writer)) {
+	if a.json {
+		a.printJSON(a.out, v)
+		return
+	}
+	text(a.out)
+}
+
+func (a *app) printJSON(w io.Writer, v any) {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		fmt.Fprintf(a.errOut, "vhdxctl: print the result: %v\n", err)
+	}
+}

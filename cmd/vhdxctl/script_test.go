@@ -1,0 +1,127 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"vhdxctl": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"status":  cmdStatus,
+			"field":   cmdField,
+			"dirty":   cmdDirty,
+			"patch":   cmdPatch,
+			"locked":  cmdLocked,
+			"content": cmdContent,
+		},
+		Condition: func(cond string) (bool, error) {
+			if name, ok := strings.CutPrefix(cond, "oracle:"); ok {
+				_, err := exec.LookPath(name)
+				if err != nil && os.Getenv("CI") == "true" {
+					return false, err
+				}
+				return err == nil, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+	})
+}
+
+// cmdStatus runs a command that must exit with a code: status CODE COMMAND...
+func cmdStatus(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	got := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		got = exit.ExitCode()
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// cmdField checks a field of JSON: field stdout|stderr NAME[.NAME] WANT.
+func cmdField(ts *testscript.TestScript, neg bool, args []string) {
+	var v any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &v))
+	for _, name := range strings.Split(args[1], ".") {
+		object, ok := v.(map[string]any)
+		if !ok {
+			ts.Fatalf("%s: %v is no object", args[1], v)
+		}
+		if v, ok = object[name]; !ok {
+			ts.Fatalf("no field %s", args[1])
+		}
+	}
+	got, err := json.Marshal(v)
+	ts.Check(err)
+	if (string(got) == args[2]) == neg {
+		ts.Fatalf("%s is %s", args[1], got)
+	}
+}
+
+// cmdDirty writes to an image and leaves a copy as a power cut would: dirty
+// IMAGE COPY.
+func cmdDirty(ts *testscript.TestScript, _ bool, args []string) {
+	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{GrowthStep: 1 << 20})
+	ts.Check(err)
+	_, err = im.WriteAt([]byte(strings.Repeat("power cut ", 512)[:4096]), 1<<20)
+	ts.Check(err)
+	ts.Check(im.Flush())
+	data, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), data, 0o600))
+	ts.Check(im.Close())
+}
+
+// cmdContent checks what cmdDirty wrote: content IMAGE.
+func cmdContent(ts *testscript.TestScript, _ bool, args []string) {
+	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{ReadOnly: true, RefuseDirty: true})
+	ts.Check(err)
+	p := make([]byte, 4096)
+	_, err = im.ReadAt(p, 1<<20)
+	ts.Check(errors.Join(err, im.Close()))
+	if !strings.HasPrefix(string(p), "power cut power cut ") {
+		ts.Fatalf("content %q", p[:20])
+	}
+}
+
+// cmdPatch overwrites bytes of a file: patch FILE OFFSET BYTES.
+func cmdPatch(ts *testscript.TestScript, _ bool, args []string) {
+	off, err := strconv.ParseInt(args[1], 0, 64)
+	ts.Check(err)
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	_, err = f.WriteAt([]byte(args[2]), off)
+	ts.Check(errors.Join(err, f.Close()))
+}
+
+// cmdLocked runs the rest of the line while an image is open: locked IMAGE COMMAND...
+func cmdLocked(ts *testscript.TestScript, _ bool, args []string) {
+	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{})
+	ts.Check(err)
+	defer im.Close()
+	cmdStatus(ts, false, args[1:])
+}
