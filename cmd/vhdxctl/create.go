@@ -23,7 +23,7 @@ type createResult struct {
 	Adjusted           []string `json:"adjusted"`
 }
 
-func (a *app) createCommand() *cobra.Command {
+func (a *app) createCommand(ctx context.Context) *cobra.Command {
 	var o vhdx.CreateOptions
 	var block, log sizeFlag
 	var quiet bool
@@ -41,13 +41,13 @@ Block and log sizes that are off are rounded up, as qemu-img does, and that is t
   vhdxctl create --fixed disk.vhdx 500M
   vhdxctl create --block-size 1M --logical-sector-size 4096 disk.vhdx 2T`,
 		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			size, err := parseSize(args[1])
 			if err != nil {
 				return err
 			}
 			o.Size, o.BlockSize, o.LogSize = size, int64(block), int64(log)
-			return a.create(cmd.Context(), args[0], o, quiet)
+			return a.create(ctx, args[0], o, quiet)
 		},
 	}
 	f := cmd.Flags()

@@ -32,11 +32,11 @@ type app struct {
 // run runs a command line and returns the exit code.
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	a := &app{out: out, errOut: errOut}
-	root := a.rootCommand()
+	root := a.rootCommand(ctx)
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
+	err := root.Execute()
 	if code, ok := errors.AsType[exitError](err); ok {
 		return int(code)
 	}
@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return exitOK
 }
 
-func (a *app) rootCommand() *cobra.Command {
+func (a *app) rootCommand(ctx context.Context) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vhdxctl",
 		Short: "Create, describe, check and grow VHDX images",
@@ -63,7 +63,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt.`,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
-	root.AddCommand(a.createCommand(), a.infoCommand(), a.checkCommand(), a.growCommand())
+	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand())
 	return root
 }
 
