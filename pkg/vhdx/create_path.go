@@ -63,17 +63,23 @@ func createAs(tmp *os.File, path string, o CreateOptions) (Created, error) {
 func publish(tmp, path string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		// NFS knows no RENAME_NOREPLACE, but a link never replaces either.
-		if err = os.Link(tmp, path); err == nil {
-			if err = os.Remove(tmp); err != nil {
-				return errors.Join(err, os.Remove(path))
-			}
-		}
+		err = moveByLink(tmp, path) // NFS knows no RENAME_NOREPLACE
 	}
 	if err != nil {
 		return fmt.Errorf("name it %s: %w", path, err)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
+// moveByLink renames without replacing: a link never replaces.
+func moveByLink(tmp, path string) error {
+	if err := os.Link(tmp, path); err != nil {
+		return err
+	}
+	if err := os.Remove(tmp); err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
 	return nil
