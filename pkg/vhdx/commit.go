@@ -92,13 +92,16 @@ func (im *Image) logDirty() error {
 
 // logPages writes one entry, after making room for it where there is none.
 func (im *Image) logPages(pages []page) error {
-	if !im.log.fits(ondisk.LogEntryLength(len(pages), len(pages))) {
-		if err := im.makeRoom(); err != nil {
+	length := ondisk.LogEntryLength(len(pages), len(pages))
+	switch l := &im.log; {
+	case l.endsLap(length):
+		if err := im.newLap(length); err != nil {
 			return err
 		}
-	}
-	if im.log.atNewLap() {
-		if err := im.settle(); err != nil {
+	case l.overwrites(l.head, length):
+		// Of the last lap: this lap's first entry, whose Tail is itself, has to
+		// be durable before it.
+		if err := im.syncLog(syncTail); err != nil {
 			return err
 		}
 	}

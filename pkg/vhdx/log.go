@@ -33,7 +33,7 @@ type logWriter struct {
 	length   uint32
 	guid     ondisk.GUID
 	sequence uint64 // of the last entry written
-	head     uint32 // where the next entry goes
+	head     uint32 // where the next entry goes; 0: it begins a lap
 
 	entries []logEntry // in the ring, oldest first: what may not be overwritten
 	synced  uint64     // entries up to this number are durable
@@ -49,9 +49,30 @@ type logWriter struct {
 	descs  []ondisk.LogDescriptor
 }
 
-// logReserve is kept free in the ring: a sector that separates head from tail and
-// one for the empty entry that moves the Tail when the ring is full.
-const logReserve = 2 * ondisk.LogSectorSize
+// A lap of the ring uses its sectors but the first and the last, and no entry
+// reaches around the end. That and a sector of zeros behind a lap's first entry
+// keep QEMU's search, which ignores Tails and does not compare the first two
+// entries of a run, from running in circles or into the last lap.
+const (
+	lapStart  = ondisk.LogSectorSize
+	lapMargin = ondisk.LogSectorSize // the last sector
+	// emptyEntry is the length of an entry without pages; each lap has room
+	// for one at its end.
+	emptyEntry = ondisk.LogSectorSize
+)
+
+// endsLap reports whether an entry of this length has to begin a new lap.
+func (l *logWriter) endsLap(length int) bool {
+	return int64(l.head)+int64(length)+emptyEntry+lapMargin > int64(l.length)
+}
+
+// overwrites reports whether [pos, pos+length) of the ring still belongs to an
+// entry that a replay may need.
+func (l *logWriter) overwrites(pos uint32, length int) bool {
+	return slices.ContainsFunc(l.entries, func(e logEntry) bool {
+		return e.pos < pos+uint32(length) && pos < e.pos+e.length
+	})
+}
 
 func (l *logWriter) used() uint32 {
 	var n uint32
@@ -61,13 +82,11 @@ func (l *logWriter) used() uint32 {
 	return n
 }
 
-// fits reports whether the ring has room for an entry now.
-func (l *logWriter) fits(length int) bool {
-	return int64(l.used())+int64(length)+logReserve <= int64(l.length)
+// maxPages is how many pages one entry may carry: with the zeros behind it, it
+// fits into a lap beside an empty one.
+func (l *logWriter) maxPages() int {
+	return ondisk.MaxLogPages(l.length - lapStart - lapMargin - emptyEntry)
 }
-
-// maxPages is how many pages one entry may carry.
-func (l *logWriter) maxPages() int { return ondisk.MaxLogPages(l.length - logReserve) }
 
 // tail is the oldest entry whose pages are not durably in their place; from it
 // a replay starts. The entry about to be written is its own tail if all are.
@@ -85,6 +104,10 @@ func (l *logWriter) tail() uint32 {
 // Precondition: the ring has room for it.
 func (im *Image) appendEntry(pages []page) error {
 	l := &im.log
+	first := l.head == 0
+	if first {
+		l.head = lapStart
+	}
 	l.descs = l.descs[:0]
 	for _, p := range pages {
 		l.descs = append(l.descs, ondisk.LogDescriptor{FileOffset: uint64(p.off), Length: ondisk.PageSize, Data: l.keep(p)})
@@ -100,8 +123,8 @@ func (im *Image) appendEntry(pages []page) error {
 		},
 		Descriptors: l.descs,
 	}
-	if cap(l.buf) < length {
-		l.buf = alignedBytes(length)
+	if cap(l.buf) < length+ondisk.LogSectorSize {
+		l.buf = alignedBytes(length + ondisk.LogSectorSize)
 	}
 	buf := l.buf[:length]
 	if err := e.Encode(buf); err != nil {
@@ -110,13 +133,17 @@ func (im *Image) appendEntry(pages []page) error {
 	if _, err := ondisk.DecodeLogEntry(buf, l.length); err != nil {
 		return im.poisonWith(fmt.Errorf("log entry does not read back as it was encoded: %w", err))
 	}
-	if err := im.writeRing(buf); err != nil {
+	if first {
+		buf = l.buf[:length+ondisk.LogSectorSize]
+		clear(buf[length:])
+	}
+	if err := im.writeMetadata(buf, l.offset+int64(l.head)); err != nil {
 		return err
 	}
 	l.sequence++
 	l.tailed = l.settled
 	l.entries = append(l.entries, logEntry{l.sequence, l.head, uint32(length)})
-	l.head = (l.head + uint32(length)) % l.length
+	l.head += uint32(length)
 	return nil
 }
 
@@ -135,24 +162,15 @@ func (l *logWriter) keep(p page) []byte {
 	return kept
 }
 
-func (im *Image) writeRing(buf []byte) error {
-	l := &im.log
-	first := min(uint32(len(buf)), l.length-l.head)
-	if err := im.writeMetadata(buf[:first], l.offset+int64(l.head)); err != nil {
-		return err
-	}
-	if first == uint32(len(buf)) {
-		return nil
-	}
-	return im.writeMetadata(buf[first:], l.offset)
-}
-
 // markSynced notes that a sync has succeeded: entries written before it are
 // durable, pages applied before it are in their place, and the space before
 // the newest durable entry's Tail is free (I-LOG-4).
 func (l *logWriter) markSynced() {
 	l.synced = l.sequence
 	l.entries = slices.DeleteFunc(l.entries, func(e logEntry) bool { return e.sequence <= l.tailed })
+	if len(l.logged) == 0 {
+		l.applied = l.sequence // what is not in its place has no pages
+	}
 	l.settled = l.applied
 }
 
@@ -199,40 +217,39 @@ func (im *Image) livePage(data []byte, off int64) {
 	}
 }
 
-// atNewLap reports whether the next entry is the first to begin in a new lap
-// of the ring while entries of the last lap are not durably in their place.
-func (l *logWriter) atNewLap() bool {
-	n := len(l.entries)
-	return n > 0 && l.head < l.entries[n-1].pos && l.settled < l.sequence
-}
-
-// settle puts everything logged in its place, durably, so that no Tail reaches
-// back over the end of the ring: QEMU, which looks for the sequence whose first
-// entry is newest and ignores Tails, would replay the new lap alone. It costs
-// one sync a lap.
+// settle puts everything logged in its place, durably.
 func (im *Image) settle() error {
-	if im.log.synced < im.log.sequence && !im.opts.omit.has(orderLogThenApply) {
+	if im.opts.omit.has(orderLogThenApply) {
+		im.log.synced = im.log.sequence
+	} else if im.log.synced < im.log.sequence {
 		if err := im.syncLog(syncCommit); err != nil {
 			return err
 		}
 	}
-	im.log.synced = im.log.sequence
 	if err := im.apply(); err != nil {
 		return err
 	}
 	return im.syncLog(syncApply)
 }
 
-// makeRoom frees the ring: everything logged is made durable, put in its place,
-// durably, and an empty entry whose Tail is itself says so.
-func (im *Image) makeRoom() error {
+// newLap makes the next entry, of this length, the first of a lap. No Tail
+// reaches back into the last lap, for QEMU replays the newest lap alone. That
+// costs one sync a lap; a second one where the lap's start still belongs to a
+// sequence that a replay may need: an empty entry then ends it.
+func (im *Image) newLap(length int) error {
 	if err := im.settle(); err != nil {
 		return err
 	}
-	if err := im.appendEntry(nil); err != nil {
-		return err
+	if im.log.overwrites(lapStart, length+ondisk.LogSectorSize) {
+		if err := im.appendEntry(nil); err != nil {
+			return err
+		}
+		if err := im.syncLog(syncTail); err != nil {
+			return err
+		}
 	}
-	return im.syncLog(syncTail)
+	im.log.head = 0
+	return nil
 }
 
 func (im *Image) syncLog(b barrier) error {
