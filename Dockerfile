@@ -18,7 +18,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 65532 vhdx-csi \
  && useradd --uid 65532 --gid 65532 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin vhdx-csi
-COPY --from=build /src/bin/vhdx-csi /usr/local/bin/
+COPY --from=build /src/bin/vhdx-csi /src/bin/vhdxctl /usr/local/bin/
 COPY LICENSE /usr/share/doc/csi-driver-vhdx/LICENSE
 ARG VERSION=unknown
 LABEL org.opencontainers.image.title="csi-driver-vhdx" \
