@@ -3,6 +3,7 @@ package vhdx_test
 import (
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ func TestCrash(t *testing.T) {
 		oneSeed(t)
 		return
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // images die young
 	v, want := newVisits(), wantImages()
 	var seeds atomic.Uint64
 	var failed atomic.Bool

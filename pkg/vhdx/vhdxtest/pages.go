@@ -59,7 +59,7 @@ func (s *pages) share() *pages {
 	return &pages{size: s.size, chunks: slices.Clone(s.chunks), owner: new(owner), sum: s.sum}
 }
 
-// settle brings sum up to date.
+// settle brings sum up to date and makes zeros holes.
 func (s *pages) settle() {
 	for _, p := range s.dirty {
 		if !p.stale {
@@ -68,6 +68,9 @@ func (s *pages) settle() {
 		p.stale = false
 		p.hash = hashPage(p.index, &p.data)
 		s.sum += p.hash
+		if p.hash == 0 {
+			s.chunks[p.index/chunkPages].pages[p.index%chunkPages] = nil // owned, as the page is
+		}
 	}
 	s.dirty = s.dirty[:0]
 }

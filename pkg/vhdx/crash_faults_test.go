@@ -1,0 +1,296 @@
+package vhdx_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
+)
+
+// faulty is a workload that meets one fault.
+type faulty struct {
+	*run
+	fault    vhdxtest.Fault
+	struck   bool // the fault has struck
+	told     bool // and a request has failed of it
+	metadata bool // and it struck metadata or a sync: the image must be poisoned
+	cut      *vhdxtest.Snapshot
+}
+
+var faultyWorkload = &workload{
+	name:   "fault",
+	create: vhdx.CreateOptions{Size: 6 * mi, BlockSize: mi},
+	growth: mi,
+	blocks: sequence(6, 1),
+	maxIO:  16 * ki,
+	grow:   growBy(2 * mi),
+}
+
+// script is long enough to log, apply, grow, punch and reopen; the BAT stays
+// where it is.
+func (w *faulty) script() []func() error {
+	write := func() error { return w.write(w.extent()) }
+	discard := func() error { return w.zeroBlock(w.im.Discard) }
+	zero := func() error { return w.zeroBlock(w.im.WriteZeroes) }
+	return []func() error{
+		write, write, w.flush, write, write, zero, w.flush, w.grow, discard, write, w.reopen,
+		write, w.flush, discard, write, w.flush, w.grow, write, zero, write, w.flush, write,
+	}
+}
+
+// zeroBlock zeroes the block that was written last, which has space.
+func (w *faulty) zeroBlock(do func(off, n int64) error) error {
+	off := w.last.Off / w.blockSize() * w.blockSize()
+	n := min(w.blockSize(), w.im.Size()-off)
+	c := w.model().Zero(off, n)
+	err := do(off, n)
+	c.Done(err)
+	return err
+}
+
+func (w *faulty) blockSize() int64 { return w.session.blockSize }
+
+// TestFaults: each operation of each kind fails once. A failed sync or metadata write
+// poisons the image, everything else fails the request at hand only, and
+// whatever the medium is in afterwards opens and shows what it may.
+func TestFaults(t *testing.T) {
+	for _, c := range []struct {
+		kind vhdxtest.Kind
+		err  error
+	}{
+		{vhdxtest.Write, syscall.EIO},
+		{vhdxtest.Write, syscall.ENOSPC},
+		{vhdxtest.Sync, syscall.EIO},
+		{vhdxtest.Truncate, syscall.EIO},
+		{vhdxtest.Truncate, syscall.ENOSPC},
+		{vhdxtest.Punch, errors.ErrUnsupported},
+		{vhdxtest.Punch, syscall.EIO},
+		{vhdxtest.Zero, errors.ErrUnsupported},
+		{vhdxtest.Zero, syscall.EIO},
+		{vhdxtest.Allocate, syscall.ENOSPC},
+		{vhdxtest.Read, syscall.EIO},
+	} {
+		t.Run(fmt.Sprintf("%v/%v", c.kind, c.err), func(t *testing.T) {
+			t.Parallel()
+			seeds := uint64(3)
+			if testing.Short() {
+				seeds = 1
+			}
+			for seed := range seeds {
+				failEach(t, seed, c.kind, c.err)
+			}
+		})
+	}
+}
+
+// failEach runs the script until the fault finds nothing to strike any more.
+func failEach(t *testing.T, seed uint64, kind vhdxtest.Kind, err error) {
+	for n := 1; ; n++ {
+		r := rand.New(rand.NewPCG(seed, uint64(n)))
+		fault := vhdxtest.Fault{Kind: kind, N: n, Err: err, Short: []int64{0, 0, 512, 1536}[r.IntN(4)]}
+		struck, err := failOnce(seed, fault)
+		if err != nil {
+			t.Fatalf("script %d, %v number %d fails: %v", seed, kind, n, err)
+		}
+		if !struck {
+			t.Logf("script %d: %d operations failed, one at a time", seed, n-1)
+			return
+		}
+	}
+}
+
+// failOnce runs the script with one fault and judges what comes of it.
+func failOnce(seed uint64, fault vhdxtest.Fault) (struck bool, err error) {
+	h := newHarness(uint64(fault.N), newVisits())
+	h.effort = effort{images: 6, nested: 1000, replayed: 1, goOn: 2, ops: 6, depth: 1}
+	h.opts.GrowthStep = faultyWorkload.growth
+	w := &faulty{run: &run{h: h, kind: faultyWorkload, file: vhdxtest.NewFile("faulty.vhdx")}, fault: fault}
+	w.seed(seed) // the same script for every N
+	if _, err := vhdx.CreateOn(w.file, w.kind.create); err != nil {
+		return false, err
+	}
+	size := w.kind.create.Size
+	if w.session, err = newSession(w.file.Clone(), vhdxtest.NewModel(h.seed, size), vhdxtest.NewObserved(size)); err != nil {
+		return false, err
+	}
+	w.session.geometry = geometry{blockSize: w.kind.create.BlockSize}
+	if err := w.open(nil); err != nil {
+		return false, err
+	}
+	fault.Match = w.strikes
+	w.file.Inject(fault)
+	err = w.steps()
+	return w.struck, err
+}
+
+// strikes notes what the fault strikes when its time has come: Match is asked
+// for each operation of the kind, in order.
+func (w *faulty) strikes(off, _ int64) bool {
+	w.fault.N--
+	if w.fault.N == 0 {
+		w.struck = true
+		w.metadata = w.fault.Kind == vhdxtest.Sync || w.fault.Kind == vhdxtest.Write && off < w.kind.payload()
+	}
+	return true
+}
+
+func (w *faulty) steps() error {
+	for i, step := range w.script() {
+		err := step()
+		switch {
+		case err == nil:
+		case w.struck && !w.told:
+			err = w.judgeFailure(i, err)
+		case w.im.Poisoned() == nil:
+			err = fmt.Errorf("step %d: nothing failed in it: %w", i, err)
+		default:
+			err = nil // a failure behind the scenes, a growth's, has poisoned it
+		}
+		if err != nil {
+			return err
+		}
+		if w.closed() {
+			return w.afterwards()
+		}
+		if w.im.Poisoned() != nil {
+			return w.poisoned(i)
+		}
+	}
+	if w.metadata {
+		return errors.New("a failed sync or metadata write has not poisoned the image")
+	}
+	if w.fault.Kind == vhdxtest.Read {
+		w.file.ClearFaults()
+	}
+	if err := w.checkLive(); err != nil {
+		return err
+	}
+	if err := w.im.Close(); err != nil && (!w.struck || w.told || !errors.Is(err, w.fault.Err)) {
+		return fmt.Errorf("close: %w", err)
+	}
+	return w.afterwards()
+}
+
+// closed reports whether a reopen got no further than Close, or Open.
+func (w *faulty) closed() bool {
+	if w.im == nil {
+		return true
+	}
+	_, err := w.im.ReadAt(make([]byte, 512), 0)
+	return errors.Is(err, vhdx.ErrClosed)
+}
+
+// judgeFailure: the error tells its cause.
+func (w *faulty) judgeFailure(i int, err error) error {
+	w.told = true
+	if !errors.Is(err, w.fault.Err) {
+		return fmt.Errorf("step %d hides its cause: %w", i, err)
+	}
+	if w.fault.Err == syscall.ENOSPC && errors.Is(err, vhdx.ErrPoisoned) && !w.metadata {
+		return fmt.Errorf("step %d: want of space poisoned the image: %w", i, err)
+	}
+	return nil
+}
+
+// poisoned: writes and flushes are refused and tell the cause, reads go on.
+func (w *faulty) poisoned(i int) error {
+	if !w.struck {
+		return fmt.Errorf("step %d: poisoned without a failure: %w", i, w.im.Poisoned())
+	}
+	steps := w.file.Step()
+	for name, err := range map[string]error{
+		"write":   w.write(w.extent()),
+		"flush":   w.flush(),
+		"discard": w.zero(w.im.Discard),
+		"zero":    w.zero(w.im.WriteZeroes),
+		"grow":    w.grow(),
+	} {
+		if !errors.Is(err, vhdx.ErrPoisoned) || !errors.Is(err, w.fault.Err) {
+			return fmt.Errorf("step %d: after the poisoning a %s answers: %w", i, name, err)
+		}
+	}
+	if n := w.file.Step() - steps; n != 0 {
+		return fmt.Errorf("step %d: the poisoned image changed the file %d times", i, n)
+	}
+	if err := w.checkLive(); err != nil {
+		return fmt.Errorf("step %d: poisoned: %w", i, err)
+	}
+	if err := w.im.Close(); !errors.Is(err, vhdx.ErrPoisoned) {
+		return fmt.Errorf("close of a poisoned image: %w", err)
+	}
+	return w.afterwards()
+}
+
+// afterwards cuts the power, then opens the file again in the same boot.
+func (w *faulty) afterwards() error {
+	snap := w.file.Snapshot()
+	w.h.cut(snap, w.session, place{{snap.Step(), -1}}, 12)
+	if err := w.h.err(); err != nil {
+		return err
+	}
+	file := snap.Killed()
+	im, err := vhdx.Open(file, w.h.opts)
+	if err != nil {
+		return fmt.Errorf("opened again: %w", err)
+	}
+	_, _, err = observe(im, w.model(), w.model().Touched(readSize))
+	if err := errors.Join(err, im.Close()); err != nil {
+		return fmt.Errorf("opened again: %w", err)
+	}
+	return nil
+}
+
+// A share that is full fails what needs new space and nothing else: flushes
+// and writes to blocks that have space go on, and when there is room again,
+// so does everything.
+func TestFullShare(t *testing.T) {
+	file := vhdxtest.NewFile("full.vhdx")
+	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: 64 * mi, BlockSize: mi}); err != nil {
+		t.Fatalf("CreateOn: %v", err)
+	}
+	im, err := vhdx.Open(file, vhdx.OpenOptions{GrowthStep: mi})
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	data := make([]byte, 4096)
+	must := func(what string, err, want error) {
+		t.Helper()
+		if !errors.Is(err, want) || want == nil && err != nil {
+			t.Fatalf("%s: %v, want %v", what, err, want)
+		}
+	}
+	write := func(off int64) error { _, err := im.WriteAt(data, off); return err }
+	must("write", write(0), nil)
+	must("flush", im.Flush(), nil)
+	file.Inject(
+		vhdxtest.Fault{Kind: vhdxtest.Truncate, N: 1, Err: syscall.ENOSPC, Stay: true},
+		vhdxtest.Fault{Kind: vhdxtest.Allocate, N: 1, Err: syscall.ENOSPC, Stay: true},
+		vhdxtest.Fault{Kind: vhdxtest.Write, N: 1, Err: syscall.ENOSPC, Stay: true, Match: func(off, _ int64) bool { return off >= 5*mi }},
+	)
+	full := false
+	for block := int64(1); block < 6; block++ {
+		if err := write(block * mi); err != nil {
+			must("write to a new block", err, syscall.ENOSPC)
+			full = true
+		}
+		must("write to a block that has space", write(4096), nil)
+		must("flush", im.Flush(), nil)
+	}
+	if !full {
+		t.Fatalf("nothing needed new space")
+	}
+	must("poisoned", im.Poisoned(), nil)
+	file.ClearFaults()
+	for block := range int64(64) {
+		must("write when there is room again", write(block*mi), nil)
+	}
+	must("flush", im.Flush(), nil)
+	must("close", im.Close(), nil)
+	if _, err := vhdxtest.ReadLayout(file.Clone()); err != nil {
+		t.Fatal(err)
+	}
+}
