@@ -101,7 +101,7 @@ func (o *options) openPools() (*pool.Set, []driver.Pool, error) {
 		s.Holder = o.nodeID
 		p, err := pool.Open(s.Options)
 		if err != nil {
-			return nil, nil, closeAll(fmt.Errorf("open pool %s: %w", s.Name, err))
+			return nil, nil, closeAll(err) // it names the pool
 		}
 		open = append(open, p)
 		pools = append(pools, driver.Pool{Name: s.Name, Local: s.local, Capacity: p.Capacity})
