@@ -194,7 +194,8 @@ func (a *account) failed() bool {
 }
 
 var (
-	errFailed = errors.New("tests failed")
-	errNone   = errors.New("no test ran")
-	errSkips  = errors.New("tests were skipped that are not on the list of allowed skips")
+	errFailed      = errors.New("tests failed")
+	errInterrupted = errors.New("interrupted")
+	errNone        = errors.New("no test ran")
+	errSkips       = errors.New("tests were skipped that are not on the list of allowed skips")
 )

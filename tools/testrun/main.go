@@ -12,6 +12,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -42,14 +44,18 @@ func run(steps []string, allowedFile string, strict bool) error {
 		return err
 	}
 	// An interrupt reaches `go test` too, which ends the tests in order; this
-	// process stays for the account.
-	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM)
+	// process stays for the account of what has run.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 
 	acc := newAccount(os.Stdout)
 	started := time.Now()
 	for _, s := range steps {
 		if err := runStep(acc, s); err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return errors.Join(errInterrupted, acc.report(os.Stdout, list, false))
 		}
 	}
 	fmt.Printf("\n%s in all\n", time.Since(started).Round(time.Second))
