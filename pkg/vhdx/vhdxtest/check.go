@@ -111,6 +111,12 @@ func (m *Model) CheckLive(p []byte, off int64, seen *Observed) error {
 	return m.check(p, off, seen, func(vs []version) []version { return vs[lastDone(vs, ^uint64(0)):] })
 }
 
+// CheckRead is CheckLive for a read that began when [Model.Version] was since,
+// beside writes. There must have been no flush of the model since.
+func (m *Model) CheckRead(p []byte, off int64, since uint64) error {
+	return m.check(p, off, nil, func(vs []version) []version { return vs[lastDone(vs, since):] })
+}
+
 func (m *Model) check(p []byte, off int64, seen *Observed, may func([]version) []version) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

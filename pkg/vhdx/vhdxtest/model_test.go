@@ -101,6 +101,19 @@ func TestModelKnowsForeignBytes(t *testing.T) {
 	}
 }
 
+// A read may show any version that was there while it was under way.
+func TestModelOfReadsBesideWrites(t *testing.T) {
+	m := vhdxtest.NewModel(1, 1<<20)
+	m.Write(3*512, 512).Done(nil)
+	since := m.Version()
+	m.Write(3*512, 512).Done(nil)
+	m.Write(3*512, 512)
+	check := func(p []byte, off int64, _ *vhdxtest.Observed) error { return m.CheckRead(p, off, since) }
+	if diff := cmp.Diff([]int{1, 2, 3}, may(check)); diff != "" {
+		t.Fatalf("a read that began before the second write: %s", diff)
+	}
+}
+
 // After a cut what was seen is what there is; after a restart a cut may still
 // undo it, until a flush.
 func TestModelGoesOn(t *testing.T) {
