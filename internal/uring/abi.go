@@ -59,8 +59,6 @@ const (
 
 	enterGetEvents = 1 << 0
 
-	sqCQOverflow = 1 << 1
-
 	registerBuffers   = 0
 	unregisterBuffers = 1
 	registerFiles     = 2

@@ -19,10 +19,10 @@ type Ring struct {
 	rings []byte // both queues, shared with the kernel
 	array []byte // the SQEs
 
-	sqes    []sqe
-	sqHead  *uint32
-	sqTail  *uint32
-	sqFlags *uint32
+	sqes []sqe
+
+	sqTail *uint32
+
 	sqMask  uint32
 	sqLocal uint32 // our tail; published by Enter
 	sqSent  uint32 // up to where the kernel has taken them
@@ -82,7 +82,7 @@ func (r *Ring) mmap(p *params) (err error) {
 		return fmt.Errorf("mmap io_uring entries: %w", err)
 	}
 	at := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[off])) }
-	r.sqHead, r.sqTail, r.sqFlags = at(p.sq.head), at(p.sq.tail), at(p.sq.flags)
+	r.sqTail = at(p.sq.tail)
 	r.sqMask = *at(p.sq.mask)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&r.array[0])), p.sqEntries)
 	r.cqHead, r.cqTail, r.cqMask = at(p.cq.head), at(p.cq.tail), *at(p.cq.mask)

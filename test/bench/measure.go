@@ -171,8 +171,11 @@ func fio(ctx context.Context, dev string, args ...string) (float64, error) {
 	var report struct {
 		Jobs []struct{ Read, Write side }
 	}
-	if err := json.Unmarshal(out, &report); err != nil || len(report.Jobs) != 1 {
-		return 0, fmt.Errorf("fio's report: %v\n%s", err, out)
+	if err := json.Unmarshal(out, &report); err != nil {
+		return 0, fmt.Errorf("fio's report: %w\n%s", err, out)
+	}
+	if len(report.Jobs) != 1 {
+		return 0, fmt.Errorf("fio's report has %d jobs\n%s", len(report.Jobs), out)
 	}
 	s := report.Jobs[0].Read
 	if s.IOs == 0 {

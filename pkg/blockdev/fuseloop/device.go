@@ -75,7 +75,7 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 		err = failAt(d.a.o.fault, stepAttached, nil)
 	}
 	if err != nil {
-		d.undo(goOn)
+		d.undo(context.WithoutCancel(ctx), goOn)
 		return err
 	}
 	d.path = path
@@ -229,13 +229,13 @@ func unavailable(err error) error {
 
 // undo removes what a failed attach may have left. The child may have been
 // killed right after it made the device, so it is looked for.
-func (d *Device) undo(goOn func(bool)) {
+func (d *Device) undo(ctx context.Context, goOn func(bool)) {
 	d.mu.Lock()
 	d.detaching = true
 	d.mu.Unlock()
 	if found, err := loopdev.Find(d.tag); err == nil {
 		for _, dev := range found {
-			ctx, cancel := context.WithTimeout(context.Background(), attachDeadline)
+			ctx, cancel := context.WithTimeout(ctx, attachDeadline)
 			_, _ = runDetach(ctx, loopdev.Path(dev.Number), d.tag)
 			cancel()
 		}

@@ -2,6 +2,7 @@ package fuseloop
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -80,7 +81,7 @@ func (k *kernel) send(op w.Opcode, args, data []byte) uint64 {
 func (k *kernel) reply() (h w.OutHeader, body []byte) {
 	k.t.Helper()
 	n, err := unix.Read(k.fd, k.buf)
-	for err == unix.EINTR {
+	for errors.Is(err, unix.EINTR) {
 		n, err = unix.Read(k.fd, k.buf)
 	}
 	if err != nil {
@@ -143,7 +144,7 @@ func TestEveryRequestIsAnsweredOnce(t *testing.T) {
 			}
 			delete(want, h.Unique)
 		}
-		if err := k.end(); err != errStopped {
+		if err := k.end(); !errors.Is(err, errStopped) {
 			t.Fatal(err)
 		}
 		if n, err := unix.Read(k.fd, k.buf); n > 0 {
@@ -191,7 +192,7 @@ func TestOddRequests(t *testing.T) {
 		if _, err := unix.Write(k.fd, make([]byte, 20)); err != nil {
 			t.Fatal(err)
 		}
-		if err := k.end(); err == nil || err == errStopped {
+		if err := k.end(); err == nil || errors.Is(err, errStopped) {
 			t.Fatalf("a message cut short: %v", err)
 		}
 	}
