@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -100,9 +101,16 @@ func TestLogEntryRoundTrip(t *testing.T) { // I-OD-1
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-			t.Fatal(diff)
+		if !sameEntry(got, want) {
+			t.Fatal(cmp.Diff(want, got, cmpopts.EquateEmpty()))
 		}
+	})
+}
+
+// sameEntry is cmp.Equal, a hundred times faster.
+func sameEntry(a, b LogEntry) bool {
+	return a.LogEntryHeader == b.LogEntryHeader && slices.EqualFunc(a.Descriptors, b.Descriptors, func(a, b LogDescriptor) bool {
+		return a.Zero == b.Zero && a.FileOffset == b.FileOffset && a.Length == b.Length && bytes.Equal(a.Data, b.Data)
 	})
 }
 
@@ -249,7 +257,7 @@ func FuzzDecodeLogEntry(f *testing.F) {
 		if err := e.Encode(again); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := DecodeLogEntry(again, length); err != nil || !cmp.Equal(got, e) {
+		if got, err := DecodeLogEntry(again, length); err != nil || !sameEntry(got, e) {
 			t.Fatalf("%+v, %v; want %+v", got, err, e)
 		}
 	})
