@@ -21,7 +21,7 @@ var (
 )
 
 var (
-	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 4000 with -short)")
+	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 1500 with -short)")
 	crashSeed   = flag.Uint64("crash.seed", 0, "run this workload only")
 	crashStep   = flag.String("crash.step", "", "with -crash.seed: cut at this step only, as a failure prints it: step.image/step.image/...")
 )
@@ -255,7 +255,7 @@ func wantImages() int {
 	case *crashImages > 0:
 		return *crashImages
 	case testing.Short():
-		return 4000
+		return 1500
 	}
 	return 100000
 }

@@ -67,6 +67,9 @@ func crashSeedOnce(seed uint64, v *visits, only place) error {
 	kind := workloads[seed%uint64(len(workloads))]
 	h := newHarness(seed, v)
 	h.only = only
+	if kind.images > 0 {
+		h.effort.images = kind.images
+	}
 	if err := h.runWorkload(kind); err != nil {
 		return fmt.Errorf("workload %q: %w", kind.name, err)
 	}

@@ -174,9 +174,6 @@ func (w *run) model() *vhdxtest.Model { return w.session.model }
 // runWorkload does all of a workload and returns the first failure of it or of a cut.
 func (h *harness) runWorkload(kind *workload) error {
 	h.opts.GrowthStep = kind.growth
-	if kind.images > 0 && h.effort.images > kind.images {
-		h.effort.images = kind.images
-	}
 	file := vhdxtest.NewFile(fmt.Sprintf("%s-%d.vhdx", kind.name, h.seed))
 	if _, err := vhdx.CreateOn(file, kind.create); err != nil {
 		return fmt.Errorf("create: %w", err)

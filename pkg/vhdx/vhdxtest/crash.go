@@ -142,8 +142,7 @@ type strategy struct {
 	plan func(s *Snapshot, r *rand.Rand) Plan
 }
 
-// The first of them need no chance: Plan gives each once. The random ones
-// follow in turn.
+// Plan gives each of the first once, and then the others in turn.
 var (
 	fixedStrategies = []strategy{
 		{"none", ops(func(*Snapshot, *rand.Rand) func(int) bool { return func(int) bool { return false } })},
@@ -152,18 +151,8 @@ var (
 			last := s.open[len(s.open)-1]
 			return func(i int) bool { return i == last }
 		})},
-		{"but-last", ops(func(s *Snapshot, _ *rand.Rand) func(int) bool {
-			last := s.open[len(s.open)-1]
-			return func(i int) bool { return i != last }
-		})},
-		{"data-without-sizes", func(*Snapshot, *rand.Rand) Plan {
-			return Plan{Unit: pageSize, data: func(int, int64) bool { return true }, size: func(int) bool { return false }}
-		}},
-		{"sizes-without-data", func(*Snapshot, *rand.Rand) Plan {
-			return Plan{Unit: pageSize, data: func(int, int64) bool { return false }, size: func(int) bool { return true }}
-		}},
 	}
-	randomStrategies = []strategy{
+	turnStrategies = []strategy{
 		{"subset", ops(func(_ *Snapshot, r *rand.Rand) func(int) bool {
 			p := likelihood(r)
 			return func(int) bool { return r.Float64() < p }
@@ -188,11 +177,22 @@ var (
 			begin := s.pick(r)
 			return func(i int) bool { return i >= begin }
 		})},
+		{"but-last", ops(func(s *Snapshot, _ *rand.Rand) func(int) bool {
+			last := s.open[len(s.open)-1]
+			return func(i int) bool { return i != last }
+		})},
+		{"data-without-sizes", func(*Snapshot, *rand.Rand) Plan {
+			return Plan{Unit: pageSize, data: func(int, int64) bool { return true }, size: func(int) bool { return false }}
+		}},
+		{"sizes-without-data", func(*Snapshot, *rand.Rand) Plan {
+			return Plan{Unit: pageSize, data: func(int, int64) bool { return false }, size: func(int) bool { return true }}
+		}},
 	}
 )
 
-// Plan returns plan i of a snapshot: first one of each fixed strategy, then
-// random ones. The same seed, snapshot and i give the same plan.
+// Plan returns plan i of a snapshot: 0 to 2 are none, all, and the last
+// operation alone; then follow the others, at each step beginning with another
+// one. The same seed, snapshot and i give the same plan.
 func (s *Snapshot) Plan(seed uint64, i int) Plan {
 	st := fixedStrategies[0]
 	switch {
@@ -200,7 +200,7 @@ func (s *Snapshot) Plan(seed uint64, i int) Plan {
 	case i < len(fixedStrategies):
 		st = fixedStrategies[i]
 	default:
-		st = randomStrategies[(i-len(fixedStrategies))%len(randomStrategies)]
+		st = turnStrategies[(i-len(fixedStrategies)+s.step)%len(turnStrategies)]
 	}
 	r := rand.New(rand.NewPCG(mix(seed^mix(uint64(s.step))), uint64(i)))
 	p := st.plan(s, r)
