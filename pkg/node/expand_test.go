@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -201,9 +200,7 @@ func TestShutdown(t *testing.T) {
 	wantErr(t, m.Stage(t.Context(), r.stage("idle", "ext4")), ErrPending)
 	r.stop()
 	r.start() // the state directory is free
-	if err := os.WriteFile(r.vols.file("vol"), medium, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.restore("vol", medium)
 	r.mustStage(r.stage("vol", "ext4"))
 	wantFile(t, filepath.Join(p.StagingPath, "file"), "content")
 }
