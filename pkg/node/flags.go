@@ -38,6 +38,12 @@ var refusedOptions = []string{
 	"private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable",
 }
 
+// CSI calls mount flags sensitive, so messages name an option and never its value.
+func optionName(o string) string {
+	name, _, _ := strings.Cut(o, "=")
+	return name
+}
+
 // splitFlags makes one option of each element. A comma inside double quotes
 // belongs to the option: an SELinux context has some.
 func splitFlags(flags []string) ([]string, error) {
@@ -53,7 +59,7 @@ func splitFlags(flags []string) ([]string, error) {
 			options = append(options, strings.TrimSpace(o))
 		}
 		if quoted {
-			return nil, fmt.Errorf("%w: mount flag %q: quote without an end", ErrInvalid, f)
+			return nil, fmt.Errorf("%w: mount flag %q: quote without an end", ErrInvalid, optionName(f))
 		}
 	}
 	options = slices.DeleteFunc(options, func(o string) bool { return o == "" })
@@ -66,13 +72,13 @@ func splitFlags(flags []string) ([]string, error) {
 }
 
 func checkFlag(o string) error {
-	name, _, _ := strings.Cut(o, "=")
+	name := optionName(o)
 	lower := strings.ToLower(name)
 	switch {
 	case strings.ContainsAny(o, "\x00\n\r"):
-		return fmt.Errorf("%w: mount flag %q", ErrInvalid, o)
+		return fmt.Errorf("%w: mount flag %q", ErrInvalid, name)
 	case slices.Contains(refusedOptions, lower), strings.HasPrefix(lower, "x-mount"):
-		return fmt.Errorf("%w: mount flag %q changes what is mounted, and is not allowed", ErrInvalid, o)
+		return fmt.Errorf("%w: mount flag %q changes what is mounted, and is not allowed", ErrInvalid, name)
 	}
 	return nil
 }
@@ -87,7 +93,7 @@ func bindAttrs(options, staged []string, readOnly bool) (mountAttrs, error) {
 	for _, o := range options {
 		x, ok := attrOptions[o]
 		if !ok && !slices.Contains(staged, o) {
-			return mountAttrs{}, fmt.Errorf("mount flag %q: %w: the filesystem was staged without it", o, ErrIncompatible)
+			return mountAttrs{}, fmt.Errorf("mount flag %q: %w: the filesystem was staged without it", optionName(o), ErrIncompatible)
 		}
 		a.set = a.set&^x.clear | x.set
 		a.clear = a.clear&^x.set | x.clear

@@ -164,8 +164,8 @@ func (m *Manager) mountWith(ctx context.Context, e entry, path string, options [
 	}
 	_, err := m.tools.run(ctx, m.cfg.Deadlines.Mount, "mount", append(args, e.Device.Path, path)...)
 	if _, stderr, ok := exit(err); ok {
-		return fmt.Errorf("%w: the %s on %s does not mount, or not with options %q: %s",
-			ErrNoFilesystem, e.FSType, e.Device.Path, strings.Join(options, ","), oneLine(stderr))
+		return fmt.Errorf("%w: the %s on %s does not mount, or not with its mount flags: %s",
+			ErrNoFilesystem, e.FSType, e.Device.Path, oneLine(stderr))
 	}
 	return err
 }

@@ -96,7 +96,7 @@ func (m *Manager) mayPublish(ctx context.Context, v *volume, r PublishRequest, t
 		live := mi != nil && v.entry.owns(mi)
 		if x.Path == r.TargetPath {
 			if live && !x.equal(r.target()) {
-				return fmt.Errorf("%w: readOnly=%v, mount flags %q, single writer %v", ErrIncompatible, x.ReadOnly, x.MountFlags, x.SingleWriter)
+				return fmt.Errorf("%w: readOnly=%v, single writer %v, %d mount flags", ErrIncompatible, x.ReadOnly, x.SingleWriter, len(x.MountFlags))
 			}
 			continue
 		}
@@ -138,12 +138,11 @@ func (m *Manager) publishNew(ctx context.Context, v *volume, r PublishRequest, a
 		return err
 	}
 	m.step("target recorded")
-	source := r.StagingPath
-	make := makeTargetDir
+	source, makeTarget := r.StagingPath, makeTargetDir
 	if r.Block {
-		source, make = v.dev.Path(), makeTargetFile
+		source, makeTarget = v.dev.Path(), makeTargetFile
 	}
-	err := make(r.TargetPath)
+	err := makeTarget(r.TargetPath)
 	if err == nil {
 		m.step("target made")
 		err = m.bind(ctx, source, r.TargetPath, attrs)

@@ -15,6 +15,7 @@ import (
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.mu.Lock()
 	m.ready = false
+	calls := len(m.busy)
 	var up []*volume
 	for id, v := range m.volumes {
 		// A volume that a call works on is in that call's hands.
@@ -38,7 +39,10 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 			return errors.Join(append(errs, fmt.Errorf("%d of %d volumes are not flushed: %w", len(up)-i, len(up), ctx.Err()))...)
 		}
 	}
-	return errors.Join(append(errs, m.journal.close())...)
+	if calls == 0 { // else the state directory stays ours until the process ends
+		errs = append(errs, m.journal.close())
+	}
+	return errors.Join(errs...)
 }
 
 func (m *Manager) shut(ctx context.Context, v *volume) error {

@@ -207,7 +207,8 @@ func (m *Manager) mustStageAnew(ctx context.Context, v *volume) (bool, error) {
 // healed tears a volume down whose filesystem stopped for an error and that
 // nobody uses any more: staged anew, it is checked and mounted again.
 func (m *Manager) healed(ctx context.Context, v *volume) (bool, error) {
-	if v.entry.Block || m.unused(v, v.entry.Staging) != nil {
+	// With two staging paths the other one would be lost.
+	if v.entry.Block || len(v.entry.Staging) > 1 || m.unused(v, v.entry.Staging) != nil {
 		return false, nil
 	}
 	fault, err := m.fault(ctx, v, v.entry.Staging[0])
@@ -232,7 +233,7 @@ func (m *Manager) restage(ctx context.Context, v *volume, r StageRequest) error 
 	case r.FSType != "" && r.FSType != e.FSType:
 		return fmt.Errorf("%w: staged as %s", ErrIncompatible, e.FSType)
 	case !slices.Equal(r.MountFlags, e.MountFlags):
-		return fmt.Errorf("%w: staged with mount flags %q", ErrIncompatible, e.MountFlags)
+		return fmt.Errorf("%w: staged with other mount flags", ErrIncompatible)
 	}
 	t, err := readMounts()
 	if err != nil {
