@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 )
 
 // Image is what a device serves. All methods may be called from several
@@ -58,6 +59,8 @@ var (
 	ErrBusy = errors.New("device is in use")
 	// ErrUnavailable: this kernel or container cannot run the backend.
 	ErrUnavailable = errors.New("block backend is not available here")
+	// ErrGone: the device that should be resumed does not exist any more.
+	ErrGone = errors.New("device is gone")
 )
 
 // Config says what to attach.
@@ -68,6 +71,11 @@ type Config struct {
 	Image Image
 	// QueueDepth is how many requests are served at once; 0: the backend's default.
 	QueueDepth int
+	// Keep, if set, is given the descriptor on which the kernel's requests
+	// come, before the device exists: a process that holds a copy keeps the
+	// device alive over the death of its server, for [Resumer]. The descriptor
+	// is only lent. An error ends the attach.
+	Keep func(requests *os.File) error
 }
 
 // Attacher makes devices of one kind.
@@ -80,6 +88,23 @@ type Attacher interface {
 	// a device that it cannot prove to be this volume's, nor one this process
 	// serves. ErrBusy: still mounted or open.
 	Teardown(ctx context.Context, id string) error
+}
+
+// Resumer is an Attacher whose devices outlive their server.
+type Resumer interface {
+	Attacher
+	// Resume serves a device whose server has died or released it, on the
+	// descriptor that Config.Keep lent, which it takes over. What was in flight is
+	// sent again, so it may be carried out twice. ErrGone: there is no such
+	// device any more.
+	Resume(ctx context.Context, c Config, requests *os.File) (Device, error)
+}
+
+// Releaser is a Device that can be left to a successor.
+type Releaser interface {
+	// Release ends serving once the requests under way are answered. The device
+	// stays, and later requests wait for whoever resumes it.
+	Release(ctx context.Context) error
 }
 
 // Device is a live block device.

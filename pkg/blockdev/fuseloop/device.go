@@ -197,7 +197,10 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	case <-started:
 	case <-ended:
 	}
-	_, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, bigSize), ended)
+	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, bigSize), ended)
+	if err == nil && c.Keep != nil {
+		err = d.keep(c.Keep, agreed)
+	}
 	if err = failAt(d.a.o.fault, stepNegotiate, err); err != nil && !errors.Is(err, errGaveUp) {
 		goOn(false) // closes the connection, which ends the child's waits
 		<-ended
