@@ -25,7 +25,10 @@ type worker struct {
 	zombie  int    // looks since its main thread has ended
 	settled bool   // it has lived for Options.Settle
 	left    time.Time
-	warned  bool
+	// suspects are those it had worked on when its turn ended before it was
+	// known how it died.
+	suspects []string
+	warned   bool
 }
 
 // end is how a worker's turn ended.
@@ -101,13 +104,38 @@ func (w *worker) exit(err error) *end {
 	return e
 }
 
-// dying reports that the process has begun to end and does not come to it:
-// seen at two looks, for most do.
+// dying reports that the process has begun to end and does not come to it: at
+// two looks a thread of it waited in the kernel, or it takes very long.
 func (w *worker) dying() bool {
-	if w.zombie > 0 || leaderEnded(w.pid()) {
-		w.zombie++
+	if w.zombie == 0 && !leaderEnded(w.pid()) {
+		return false
 	}
-	return w.zombie > 1
+	w.zombie++
+	return w.zombie > slowEnd || w.zombie > 1 && waits(w.pid())
+}
+
+// slowEnd is how many looks a process may take to end that waits for nothing.
+const slowEnd = 10
+
+// waits reports whether a thread of the process waits in the kernel and cannot
+// be woken.
+func waits(pid int) bool {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return false
+	}
+	for _, t := range tasks {
+		b, err := os.ReadFile(dir + t.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		// The name, in parentheses, may hold anything.
+		if at := bytes.LastIndexByte(b, ')'); at >= 0 && len(b) > at+2 && b[at+2] == 'D' {
+			return true
+		}
+	}
+	return false
 }
 
 // leaderEnded reports that a process's main thread has ended, or is to be

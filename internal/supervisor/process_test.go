@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -57,6 +58,10 @@ func TestMain(m *testing.M) {
 
 // supervise is the supervisor's process. It prints each restart as JSON.
 func (s setup) supervise() int {
+	go func() { // it ends with the test, however that ends
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
 	l, err := net.Listen("unix", s.socket())
 	if err != nil {
 		panic(err)
@@ -208,6 +213,7 @@ type supervised struct {
 	*exec.Cmd
 	setup
 	t   testing.TB
+	up  bool // its listener has been there
 	out chan string
 }
 
@@ -230,6 +236,9 @@ func start(t testing.TB, s setup, plan ...string) *supervised {
 		t.Fatal(err)
 	}
 	v.Stdout = w
+	if _, err := v.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := v.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -262,14 +271,20 @@ func (v *supervised) plans(lines ...string) {
 // line waits for a line of output that begins so.
 func (v *supervised) line(begin string) string {
 	v.t.Helper()
-	for l := range v.out {
-		if strings.HasPrefix(l, begin) {
-			return l
+	for {
+		select {
+		case l, ok := <-v.out:
+			if strings.HasPrefix(l, begin) {
+				return l
+			}
+			if !ok {
+				v.t.Fatalf("no output begins with %q", begin)
+			}
+			v.t.Log(l)
+		case <-time.After(time.Minute):
+			v.t.Fatalf("no output begins with %q", begin)
 		}
-		v.t.Log(l)
 	}
-	v.t.Fatalf("no output begins with %q", begin)
-	return ""
 }
 
 // restart waits for the next one.
@@ -304,9 +319,10 @@ func (v *supervised) connect() net.Conn {
 	for range 1000 {
 		c, err := net.Dial("unix", v.socket())
 		if err == nil {
+			v.up = true
 			return c
 		}
-		if !errors.Is(err, syscall.ENOENT) { // only before the supervisor listens (I-SUP-4)
+		if v.up { // I-SUP-4
 			v.t.Fatal(err)
 		}
 		time.Sleep(5 * time.Millisecond)

@@ -17,7 +17,10 @@ func (s *supervisor) reap() {
 	kept := s.leaving[:0]
 	for _, w := range s.leaving {
 		select {
-		case <-w.exited:
+		case err := <-w.exited:
+			if w.exit(err).failed {
+				s.strike(w.suspects)
+			}
 			continue
 		default:
 		}

@@ -260,6 +260,9 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 	w.page.close()
 	if !w.gone {
 		w.left = time.Now()
+		if !e.failed {
+			w.suspects = culprits
+		}
 		s.leaving = append(s.leaving, w)
 	}
 	if s.stopping {

@@ -37,17 +37,17 @@ func TestKilledWorkerIsReplaced(t *testing.T) {
 	}
 }
 
+// failUntil has workers fail until a gap is as long.
+func (v *supervised) failUntil(gap time.Duration) {
+	v.t.Helper()
+	for v.ask("pid") == "" || v.ask("exit 7") != "" || v.restart().Wait < gap {
+	}
+}
+
 // I-SUP-4
 func TestClientWaitsInTheGap(t *testing.T) {
 	v := start(t, setup{})
-	// The third failure in a row leaves a gap of 100 ms.
-	for range 3 {
-		if out := v.ask("exit 7"); out != "" {
-			t.Fatal(out)
-		}
-	}
-	for v.restart().Wait != 100*time.Millisecond {
-	}
+	v.failUntil(100 * time.Millisecond)
 	if out := v.ask("pid"); out == "" {
 		t.Fatal("a client was not served")
 	}
@@ -262,11 +262,7 @@ func TestSignals(t *testing.T) {
 	})
 	t.Run("in a gap", func(t *testing.T) {
 		v := start(t, setup{})
-		for range 4 {
-			v.ask("exit 1")
-		}
-		for v.restart().Wait < time.Second {
-		}
+		v.failUntil(time.Second)
 		signalTo(t, v, syscall.SIGTERM)
 		if code := v.code(); code != 0 {
 			t.Fatalf("exit code %d", code)
