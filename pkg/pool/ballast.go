@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io/fs"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,9 @@ const (
 	fileBallast = "ballast"
 	ballastSize = 1 << 20
 	ballastRoom = 64 << 20 // of free space, before ballast is made again
+
+	ballastTries = 40
+	ballastPause = 50 * time.Millisecond
 )
 
 // spending runs write; if the filesystem is full, it runs it again with the
@@ -30,7 +34,15 @@ func (p *Pool) spending(write func() error) error {
 	if rerr := p.tree.Remove(fileBallast); rerr != nil {
 		return err
 	}
-	return write()
+	// A filesystem may hand freed space out only some time later (ext4: after
+	// its journal has done with it).
+	for range ballastTries {
+		if err = write(); !isFull(err) {
+			break
+		}
+		time.Sleep(ballastPause)
+	}
+	return err
 }
 
 // takeBallast makes it again. It is best effort: a pool without works.

@@ -134,6 +134,7 @@ func (s *session) commitAny(ctx context.Context, o *operation, change func(*acco
 		if a.Operations[o.key] == nil {
 			return errSuperseded
 		}
+		a.frees = true
 		return change(a)
 	}, nil)
 }

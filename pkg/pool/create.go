@@ -95,7 +95,7 @@ func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 	r := newRecord(s.p, spec)
 	o := s.p.newOperation(opCreate, r, r.Committed)
 	if err := s.begin(ctx, o, nil); err != nil {
-		return Volume{}, s.p.full(err, o)
+		return Volume{}, s.p.full(err, o.Bytes)
 	}
 	ctx = context.WithoutCancel(ctx)
 	f, err := s.p.buildImage(r)
@@ -111,23 +111,22 @@ func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 
 // afterFailure undoes a creation, unless its record was linked after all.
 func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cause error) (Volume, error) {
-	err := s.resolve(ctx, o)
+	err := s.disown(o) // first, for on a full share it makes room for the rest
 	if err == nil {
-		err = s.disown(o)
+		err = s.resolve(ctx, o)
 	}
 	if err != nil {
 		// It stays in the account, which names the image, for the collector.
-		return Volume{}, errors.Join(s.p.full(cause, o), fmt.Errorf("undo: %w", err))
+		return Volume{}, errors.Join(s.p.full(cause, o.Bytes), fmt.Errorf("undo: %w", err))
 	}
 	if errors.Is(cause, errSuperseded) || errors.Is(cause, errNoAccount) {
 		cause = fmt.Errorf("create volume %q: %w: %w", r.name(), ErrBusy, cause)
 	}
-	return Volume{}, s.p.full(cause, o)
+	return Volume{}, s.p.full(cause, o.Bytes)
 }
 
-// disown removes the image of a creation that did not happen and that the
-// account knows nothing of any more: whoever took it over came before the
-// image did.
+// disown removes the image of a creation that has failed. The account need not
+// know of it any more: whoever took it over may have come before the image did.
 func (s *session) disown(o *operation) error {
 	r, err := s.recordOf(o)
 	if r != nil || err != nil {
@@ -191,10 +190,10 @@ func (p *Pool) linkRecord(r *record) error {
 }
 
 // full turns a full filesystem or quota into ErrNoSpace.
-func (p *Pool) full(err error, o *operation) error {
+func (p *Pool) full(err error, want int64) error {
 	if !isFull(err) || errors.Is(err, ErrNoSpace) {
 		return err
 	}
 	ph, _ := p.physical() // where that fails too, the message says zero
-	return errors.Join(&SpaceError{Pool: p.name, Want: o.Bytes, Have: ph.free, Bound: boundFree}, err)
+	return errors.Join(&SpaceError{Pool: p.name, Want: want, Have: ph.free, Bound: boundFree}, err)
 }

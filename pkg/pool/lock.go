@@ -95,10 +95,11 @@ func (s *session) take(ctx context.Context, key int64) error {
 	if err := s.p.keys.enter(ctx, key); err != nil {
 		return s.busy(err)
 	}
-	s.keys = append(s.keys, key)
 	if err := s.poll(ctx, key, true); err != nil {
+		s.p.keys.leave(key)
 		return err
 	}
+	s.keys = append(s.keys, key)
 	s.at = bootTime()
 	return nil
 }

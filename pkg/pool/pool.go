@@ -61,6 +61,7 @@ type Pool struct {
 	overcommit float64
 	reserve    int64
 	holder     lease.Holder
+	unsafe     error // what Options.AllowUnsafe has let pass
 
 	tree    *fsx.Tree
 	leases  *lease.OFD
@@ -116,8 +117,8 @@ func (o Options) check() error {
 }
 
 func (p *Pool) start(o Options) error {
-	if err := checkShare(p.tree); err != nil && !o.AllowUnsafe {
-		return err
+	if p.unsafe = checkShare(p.tree); p.unsafe != nil && !o.AllowUnsafe {
+		return p.unsafe
 	}
 	if err := p.readMarker(o); err != nil {
 		return err

@@ -26,6 +26,9 @@ type survey struct {
 
 func (p *Pool) problems(ctx context.Context) []Problem {
 	s := &survey{p: p, images: map[string]bool{}}
+	if p.unsafe != nil {
+		s.add(".", "opened although it is unsafe: %v", p.unsafe)
+	}
 	before := s.account()
 	s.top()
 	for _, look := range []struct {

@@ -44,7 +44,7 @@ func (s *session) recordSize(ctx context.Context, r *record, size int64) error {
 	o := s.p.newOperation(opGrow, r, after-r.Committed)
 	o.Committed = after
 	if err := s.begin(ctx, o, nil); err != nil {
-		return s.p.full(err, o)
+		return s.p.full(err, o.Bytes)
 	}
 	ctx = context.WithoutCancel(ctx)
 	grown := *r
@@ -54,7 +54,7 @@ func (s *session) recordSize(ctx context.Context, r *record, size int64) error {
 		if errors.Is(err, errSuperseded) || errors.Is(err, errNoAccount) {
 			err = fmt.Errorf("%w: %w", ErrBusy, err)
 		}
-		return errors.Join(s.p.full(err, o), s.resolve(ctx, o))
+		return errors.Join(s.p.full(err, o.Bytes), s.resolve(ctx, o))
 	}
 	*r = grown
 	return nil
@@ -70,8 +70,8 @@ func (p *Pool) growImage(ctx context.Context, id volumeID, size int64) error {
 	if err != nil {
 		return err
 	}
-	if im.Size() < size {
-		err = im.Grow(size)
+	if now := im.Size(); now < size {
+		err = p.full(im.Grow(size), size-now)
 	}
 	return errors.Join(err, im.Close())
 }

@@ -107,6 +107,9 @@ func TestUnsafeMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if probs := p.problems(t.Context()); len(probs) != 1 || !strings.Contains(probs[0].Reason, "nobarrier") {
+		t.Fatalf("Problems does not say that it is unsafe: %v", probs)
+	}
 	p.Close()
 	run(t, "mount", "-o", "remount,barrier", dir)
 	if p, err = Open(Options{Name: "p", Dir: dir}); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -33,10 +34,10 @@ func TestMain(m *testing.M) {
 		_, err = l.Acquire(context.Background(), image, f, Exclusive)
 	}
 	if err != nil {
-		os.Stderr.WriteString(err.Error())
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Stdout.WriteString("held\n")
+	fmt.Fprintln(os.Stdout, "held")
 	io.Copy(io.Discard, os.Stdin) //nolint:errcheck // ends when the parent does
 }
 
