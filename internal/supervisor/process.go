@@ -39,6 +39,9 @@ type end struct {
 	failed bool // by its own doing
 }
 
+// selfExe stays right when the program's file has been replaced.
+const selfExe = "/proc/self/exe"
+
 // The first descriptor of a child that is not a standard one.
 const firstExtra = 3
 
@@ -50,6 +53,9 @@ func (s *supervisor) spawn() (*worker, error) {
 	}
 	defer file.Close()
 	cmd := exec.Command(s.o.Command[0], s.o.Command[1:]...)
+	if cmd.Path == selfExe {
+		cmd.Args[0] = os.Args[0] // what an operator looks for in a list of processes
+	}
 	if cmd.Env = s.o.Env; cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}

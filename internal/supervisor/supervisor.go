@@ -16,8 +16,8 @@ import (
 
 // Options of a supervisor.
 type Options struct {
-	// Command of the worker: program and arguments. nil: this program with
-	// these arguments, which then finds out by calling [Worker].
+	// Command of the worker: program and arguments. nil: this program, which
+	// is /proc/self/exe, with these arguments; it finds out by [Worker].
 	Command []string
 	// Env of the worker; nil: this process's.
 	Env []string
@@ -31,11 +31,11 @@ type Options struct {
 	// Settle is the life after which a worker's end is no sign of trouble.
 	// Default 10 s.
 	Settle time.Duration
-	// OnRestart, if set, is told of each worker that ended and is replaced. It
-	// must not block.
+	// OnRestart, if set, is told of each worker that ended and is replaced,
+	// and Note what an operator should know. Calls come one at a time, later:
+	// the supervisor does not wait for them.
 	OnRestart func(Restart)
-	// Note, if set, is told what an operator should know. It must not block.
-	Note func(text string)
+	Note      func(text string)
 }
 
 // Restart is the end of a worker that is replaced.
@@ -70,7 +70,7 @@ const culpritWait = 100 * time.Millisecond
 
 func (o Options) filled() Options {
 	if len(o.Command) == 0 {
-		o.Command = append([]string{"/proc/self/exe"}, os.Args[1:]...)
+		o.Command = append([]string{selfExe}, os.Args[1:]...)
 	}
 	o.Heartbeat = cmp.Or(o.Heartbeat, 10*time.Second)
 	o.Grace = cmp.Or(o.Grace, 30*time.Second)
@@ -82,6 +82,40 @@ func (o Options) filled() Options {
 		o.Note = func(string) {}
 	}
 	return o
+}
+
+// The callbacks may write to a log that nobody reads any more: what they are
+// told waits, up to a bound, and so does the end of Run for a moment.
+const (
+	maxUntold = 256
+	lastWords = time.Second
+)
+
+// detach has the callbacks called by a goroutine of their own, until end.
+func (o *Options) detach() (end func()) {
+	calls, done := make(chan func(), maxUntold), make(chan struct{})
+	go func() {
+		defer close(done)
+		for call := range calls {
+			call()
+		}
+	}()
+	later := func(call func()) {
+		select {
+		case calls <- call:
+		default: // nobody listens
+		}
+	}
+	restart, note := o.OnRestart, o.Note
+	o.OnRestart = func(r Restart) { later(func() { restart(r) }) }
+	o.Note = func(text string) { later(func() { note(text) }) }
+	return func() {
+		close(calls)
+		select {
+		case <-done:
+		case <-time.After(lastWords):
+		}
+	}
 }
 
 // supervisor is used by one goroutine, on one thread.
@@ -113,8 +147,11 @@ func Run(ctx context.Context, o Options) error {
 	// those of the thread that starts it, which therefore must last.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	o = o.filled()
+	end := o.detach()
+	defer end()
 	s := &supervisor{
-		o: o.filled(), strikes: map[string]uint32{},
+		o: o, strikes: map[string]uint32{},
 		signals: make(chan os.Signal, 16), children: make(chan os.Signal, 1),
 	}
 	if err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0); err != nil {

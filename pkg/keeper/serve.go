@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -22,12 +24,19 @@ type Options struct {
 	// Bounds; 0: 1,024 items, 4 files for each, 1 GiB of memfds.
 	MaxItems, MaxFiles int
 	MaxBytes           int64
-	// Note, if set, is told what an operator should know. It must not block.
+	// Idle, if set, is how long a keeper lives that has no client and holds
+	// nothing, or whose socket is gone from its directory, so that nobody can
+	// ever reach it.
+	Idle time.Duration
+	// Note, if set, is told what an operator should know, one call at a time.
+	// The keeper does not wait for it.
 	Note func(text string)
 }
 
 const (
 	defaultItems = 1024
+	maxUntold    = 256 // notes
+	idleEvery    = time.Second / 4
 	defaultBytes = 1 << 30
 	maxClients   = 32
 	// helloPatience is how long a client may take to greet, and sendPatience
@@ -44,6 +53,43 @@ func (o Options) filled() Options {
 		o.Note = func(string) {}
 	}
 	return o
+}
+
+// detach has Note called by a goroutine of its own, until end: it may write to a
+// log that nobody reads any more.
+func (o *Options) detach() (end func()) {
+	notes, quit, done := make(chan string, maxUntold), make(chan struct{}), make(chan struct{})
+	note := o.Note
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case text := <-notes:
+				note(text)
+				continue
+			default:
+			}
+			select {
+			case text := <-notes:
+				note(text)
+			case <-quit:
+				return
+			}
+		}
+	}()
+	o.Note = func(text string) {
+		select {
+		case notes <- text:
+		default:
+		}
+	}
+	return func() {
+		close(quit)
+		select {
+		case <-done:
+		case <-time.After(sendPatience):
+		}
+	}
 }
 
 // server is a keeper at work.
@@ -66,6 +112,7 @@ type server struct {
 // is held then, or when it was asked to stop and did.
 func Serve(ctx context.Context, o Options) error {
 	o = o.filled()
+	defer o.detach()()
 	l, unlock, err := listen(o.Socket)
 	if err != nil {
 		return err
@@ -90,7 +137,9 @@ func Serve(ctx context.Context, o Options) error {
 
 // wait returns when the keeper is to end.
 func (s *server) wait(ctx context.Context, accepting <-chan error) error {
-	for {
+	tick := time.NewTicker(idleEvery)
+	defer tick.Stop()
+	for used := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -98,6 +147,14 @@ func (s *server) wait(ctx context.Context, accepting <-chan error) error {
 			return nil
 		case err := <-accepting:
 			return err
+		case <-tick.C:
+			if s.busy() {
+				used = time.Now()
+			}
+			if s.o.Idle > 0 && time.Since(used) > s.o.Idle && s.useless() {
+				return nil
+			}
+			continue
 		case <-s.o.Stop:
 		}
 		// What systemd has too comes back when it starts the next keeper.
@@ -107,6 +164,25 @@ func (s *server) wait(ctx context.Context, accepting <-chan error) error {
 		}
 		s.o.Note("asked to stop, goes on: " + r.text)
 	}
+}
+
+// busy reports whether there is a client.
+func (s *server) busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions) > 0
+}
+
+// useless reports whether a keeper without clients may as well end.
+func (s *server) useless() bool {
+	if s.store.end(false) == nil {
+		return true
+	}
+	if _, err := os.Lstat(s.o.Socket); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	s.o.Note("its socket is gone and nobody can reach it: ends, and with it what it held")
+	return s.store.end(true) == nil
 }
 
 // accept serves clients until the listener is closed.

@@ -98,6 +98,10 @@ func (n *session) answer(m message, files []int) error {
 	}
 	a, give, r := n.do(m, files)
 	n.mu.Unlock()
+	if r != nil && r.code == codeEnding {
+		closeAll(files)
+		return io.EOF
+	}
 	if r != nil {
 		a = message{code: r.code, generation: r.generation, body: []byte(r.text[:min(len(r.text), MaxMeta)])}
 	}

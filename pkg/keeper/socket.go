@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -135,9 +134,4 @@ func peer(c *net.UnixConn) (*unix.Ucred, error) {
 		return nil, cerr
 	}
 	return cred, err
-}
-
-// nobodyThere reports whether a failed connect means that no keeper listens.
-func nobodyThere(err error) bool {
-	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
 }

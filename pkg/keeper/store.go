@@ -112,7 +112,7 @@ func (s *store) admit(id string, old, h *holding) *refusal {
 	}
 	switch {
 	case s.ended:
-		return refuse(codeFull, "it is ending")
+		return refuse(codeEnding, "")
 	case items > s.maxItems:
 		return refuse(codeFull, "%d items", s.maxItems)
 	case files > s.maxFiles:

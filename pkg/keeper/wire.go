@@ -138,6 +138,10 @@ const (
 
 const (
 	messageFixed = 24
+	// codeEnding never travels: the keeper hangs up instead, and the client
+	// looks for the next one.
+	codeEnding code = 0xffff
+
 	maxMessage   = messageFixed + MaxID + MaxMeta
 )
 
