@@ -78,7 +78,6 @@ type NotifyCode int32
 // The notifications used.
 const (
 	NotifyInvalInode NotifyCode = 2
-	NotifyStore      NotifyCode = 4
 	NotifyResend     NotifyCode = 7 // Linux 6.9
 )
 

@@ -181,16 +181,6 @@ func putNotify(b []byte, code NotifyCode, n int) int {
 	return SizeOutHeader + n
 }
 
-// PutNotifyStore encodes a whole NOTIFY_STORE message of no data at offset,
-// which tells the kernel that the file reaches at least that far:
-// nodeid (8), offset (8), size (4), padding (4).
-func PutNotifyStore(b []byte, nodeID, offset uint64) int {
-	clear(b[:SizeNotify])
-	host.PutUint64(b[SizeOutHeader:], nodeID)
-	host.PutUint64(b[SizeOutHeader+8:], offset)
-	return putNotify(b, NotifyStore, 24)
-}
-
 // PutNotifyInvalInode encodes a whole NOTIFY_INVAL_INODE message that makes
 // the kernel forget the attributes of a node, and no data: ino (8), off (8,
 // negative: no data), len (8).

@@ -192,6 +192,11 @@ func SetCapacity(n int, tag string) error {
 	if !bound(n, tag) {
 		return fmt.Errorf("%s: %w", Path(n), ErrNotBound)
 	}
+	// Before Linux 6.16 loop believes the size in the kernel's inode, which is
+	// that of the last time somebody asked for the file's attributes. This asks.
+	if _, err := unix.IoctlLoopGetStatus64(fd); err != nil {
+		return fmt.Errorf("ask for the status of %s: %w", Path(n), err)
+	}
 	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0); err != nil {
 		return fmt.Errorf("set capacity of %s: %w", Path(n), err)
 	}

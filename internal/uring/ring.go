@@ -19,10 +19,8 @@ type Ring struct {
 	rings []byte // both queues, shared with the kernel
 	array []byte // the SQEs
 
-	sqes []sqe
-
-	sqTail *uint32
-
+	sqes    []sqe
+	sqTail  *uint32
 	sqMask  uint32
 	sqLocal uint32 // our tail; published by Enter
 	sqSent  uint32 // up to where the kernel has taken them

@@ -1,12 +1,13 @@
 package devtest
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,6 +72,14 @@ func Run(t *testing.T, b Backend) {
 }
 
 const mib = int64(1) << 20
+
+// steps is how many of n random steps to take.
+func steps(n int) int {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
 
 var ids atomic.Int64
 
@@ -178,6 +187,10 @@ func random(t *testing.T) *rand.Rand {
 }
 
 func fill(r *rand.Rand, p []byte) {
+	for len(p) >= 8 {
+		binary.NativeEndian.PutUint64(p, r.Uint64())
+		p = p[8:]
+	}
 	for i := range p {
 		p[i] = byte(r.Uint32())
 	}
@@ -186,7 +199,7 @@ func fill(r *rand.Rand, p []byte) {
 // differ says where two stretches of bytes first differ.
 func differ(t *testing.T, what string, got, want []byte, off int64) {
 	t.Helper()
-	if slices.Equal(got, want) {
+	if bytes.Equal(got, want) {
 		return
 	}
 	for i := range want {

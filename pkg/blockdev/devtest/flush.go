@@ -86,6 +86,8 @@ func testFlushCovers(t *testing.T, b Backend) {
 		})
 	}
 	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	if flushes == 0 {
 		t.Fatal("fsync of the device never reaches Image.Flush")
 	}

@@ -23,7 +23,7 @@ func testDirectIO(t *testing.T, b Backend) {
 			model := make([]byte, size)
 			buf := aligned(4 * mib)
 			r := random(t)
-			for range 400 {
+			for range steps(400) {
 				off, n := someRange(r, size, sector)
 				p := buf[:n]
 				if r.IntN(2) == 0 {
@@ -90,7 +90,7 @@ func testBuffered(t *testing.T, b Backend) {
 	model := make([]byte, size)
 	buf := make([]byte, 4*mib)
 	r := random(t)
-	for i := range 400 {
+	for i := range steps(400) {
 		off, n := someRange(r, size, 1)
 		p := buf[:n]
 		if r.IntN(2) == 0 {
@@ -133,7 +133,7 @@ func testNarrow(t *testing.T, b Backend) {
 	for i := range int64(writers) {
 		wg.Go(func() {
 			p, got := aligned(512), aligned(512)
-			for round := range uint64(rounds) {
+			for round := range uint64(steps(rounds)) {
 				off := int64(round%pages)*4096 + i*512
 				for j := 0; j < 512; j += 8 {
 					binary.LittleEndian.PutUint64(p[j:], round<<8|uint64(i))
@@ -182,7 +182,7 @@ func testConcurrent(t *testing.T, b Backend) {
 	for id := range int64(workers) {
 		wg.Go(func() {
 			w := verifier{f: f, base: id * region, blocks: region / 4096, seq: map[int64]uint64{}}
-			if err := w.run(rand.New(rand.NewPCG(uint64(id), 1)), ops); err != nil {
+			if err := w.run(rand.New(rand.NewPCG(uint64(id), 1)), steps(ops)); err != nil {
 				t.Error(err)
 			}
 		})

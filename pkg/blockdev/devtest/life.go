@@ -63,12 +63,6 @@ func testDetachTwice(t *testing.T, b Backend) {
 			t.Fatal(err)
 		}
 	}
-	if f, err := os.Open(d.Path()); err == nil {
-		defer f.Close()
-		if size := blockIoctl(t, f, unix.BLKGETSIZE64); size != 0 {
-			t.Fatalf("%s still has %d bytes", d.Path(), size)
-		}
-	}
 }
 
 func testDetachBusyOpen(t *testing.T, b Backend) {
@@ -216,7 +210,7 @@ func testCancelledAttach(t *testing.T, b Backend) {
 	}
 	noLeftovers(t, b, id)
 	var cut, made int
-	for i := range 30 {
+	for i := range steps(30) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*500*time.Microsecond)
 		d, err := a.Attach(ctx, blockdev.Config{ID: id, Image: NewMemImage(mib, 512)})
 		switch {

@@ -10,8 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
-
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
@@ -312,28 +310,11 @@ func (d *Device) Resize(ctx context.Context) error {
 		return wrap(err)
 	}
 	want := d.image.Size()
-	for _, notify := range []bool{false, true} {
-		if notify {
-			d.tellSize(want)
-		}
-		if _, err := helper.RunSelf(ctx, attachDeadline, cmdResize, d.path, d.tag); err != nil {
-			return wrap(err)
-		}
-		if loopdev.Size(n) >= want {
-			return nil
-		}
+	if _, err := helper.RunSelf(ctx, attachDeadline, cmdResize, d.path, d.tag); err != nil {
+		return wrap(err)
 	}
-	return wrap(fmt.Errorf("it stays at %d bytes, the image has %d", loopdev.Size(n), want))
-}
-
-// tellSize makes the kernel's inode reach to size. Before Linux 6.16 loop does
-// not ask the server for the size but believes the inode.
-func (d *Device) tellSize(size int64) {
-	msg := make([]byte, w.SizeNotify)
-	n := w.PutNotifyStore(msg, fileID, uint64(size))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.srv != nil {
-		_, _ = unix.Write(int(d.fuse.Fd()), msg[:n])
+	if got := loopdev.Size(n); got < want {
+		return wrap(fmt.Errorf("it stays at %d bytes, the image has %d", got, want))
 	}
+	return nil
 }

@@ -24,6 +24,9 @@ import (
 // volume, says where, and serves until its input ends.
 func serveElsewhere(id string) {
 	helper.RunIfHelper(Commands()...)
+	if path := os.Getenv(lifeVariable); path != "" {
+		serveLife(id, path)
+	}
 	d, err := New(Options{}).Attach(context.Background(), blockdev.Config{ID: id, Image: devtest.NewMemImage(64<<20, 512)})
 	if err != nil {
 		fmt.Println(err)

@@ -1,0 +1,254 @@
+package fuseloop
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+const (
+	lifeVariable = "FUSELOOP_TEST_LIFE" // the image's path: serve it, on descriptors left by the last life
+	ringSize     = 1 << 20
+)
+
+// serveLife is one life of a server: descriptor 3 is the memory of the volatile
+// journal, 4 a socket to the test, 5 the connection if there has been a life before.
+func serveLife(id, path string) {
+	err := func() error {
+		mem, err := unix.Mmap(3, 0, ringSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return err
+		}
+		ring, err := vhdx.NewRing(mem)
+		if err != nil {
+			return err
+		}
+		var im *vhdx.Image
+		for {
+			im, err = vhdx.OpenPath(path, vhdx.OpenOptions{Journal: ring})
+			if !errors.Is(err, vhdx.ErrInUse) { // the I/O of the last life is still under way
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err != nil {
+			return err
+		}
+		c := blockdev.Config{ID: id, Image: im, Keep: func(f *os.File) error {
+			return unix.Sendmsg(4, []byte{1}, unix.UnixRights(int(f.Fd())), nil, 0)
+		}}
+		a, ctx := New(Options{}), context.Background()
+		var d blockdev.Device
+		if _, fcntl := unix.FcntlInt(5, unix.F_GETFD, 0); fcntl == nil {
+			d, err = a.Resume(ctx, c, os.NewFile(5, "fuse"))
+		} else {
+			d, err = a.Attach(ctx, c)
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Println(d.Path())
+		_, _ = os.Stdin.Read(make([]byte, 1)) // the end of the test, or of this life
+		if err := d.Detach(ctx); err != nil {
+			return err
+		}
+		return im.Close()
+	}()
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// lives starts servers of one device, one after the other.
+type lives struct {
+	t       *testing.T
+	id      string
+	image   string
+	journal *os.File
+	fuse    *os.File
+}
+
+func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
+	l.t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "socket")
+	defer theirs.Close()
+	defer unix.Close(pair[0])
+	cmd = exec.Command("/proc/self/exe")
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), serveVariable+"="+l.id, lifeVariable+"="+l.image)
+	cmd.ExtraFiles = []*os.File{l.journal, theirs}
+	if l.fuse != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, l.fuse)
+	}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	if l.fuse == nil {
+		l.fuse = l.receive(pair[0])
+	}
+	line := make([]byte, 4096)
+	n, _ := out.Read(line)
+	dev = strings.TrimSpace(string(line[:n]))
+	if !strings.HasPrefix(dev, "/dev/") {
+		l.t.Fatalf("server: %s", dev)
+	}
+	return cmd, dev, func() error {
+		_ = stdin.Close()
+		rest := make([]byte, 4096)
+		n, _ := out.Read(rest)
+		if err := cmd.Wait(); err != nil {
+			return fmt.Errorf("%w: %s", err, rest[:n])
+		}
+		return nil
+	}
+}
+
+func (l *lives) receive(socket int) *os.File {
+	l.t.Helper()
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		l.t.Fatalf("%d messages, %v", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		l.t.Fatalf("%v, %v", fds, err)
+	}
+	return os.NewFile(uintptr(fds[0]), "fuse")
+}
+
+// kill -9 of the server again and again, while new blocks are written through
+// O_DIRECT and nothing is ever flushed: no request fails and what was answered
+// is there, each time.
+func TestServerDiesUnderLoad(t *testing.T) {
+	kills := 20
+	if testing.Short() {
+		kills = 4
+	}
+	image := filepath.Join(t.TempDir(), "disk.vhdx")
+	if _, err := vhdx.Create(image, vhdx.CreateOptions{Size: 8 << 30, BlockSize: 1 << 20, LogicalSectorSize: 512}); err != nil {
+		t.Fatal(err)
+	}
+	memfd, err := unix.MemfdCreate("journal", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := os.NewFile(uintptr(memfd), "journal")
+	defer journal.Close()
+	if err := journal.Truncate(ringSize); err != nil {
+		t.Fatal(err)
+	}
+	l := &lives{t: t, id: t.Name(), image: image, journal: journal}
+	server, dev, end := l.start()
+	defer func() { l.fuse.Close() }()
+	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const writers = 4
+	var done [writers]atomic.Int64 // blocks written and answered
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	errs := make(chan error, writers)
+	for w := range int64(writers) {
+		wg.Go(func() {
+			p := alignedPage()
+			for n := int64(0); !stop.Load() && n < 2000; n++ {
+				block := n*writers + w
+				stampPage(p, block)
+				if _, err := f.WriteAt(p, block<<20+4096*(block%200)); err != nil {
+					errs <- fmt.Errorf("block %d: %w", block, err)
+					return
+				}
+				done[w].Store(n + 1)
+			}
+		})
+	}
+	check := func() {
+		got, want := alignedPage(), alignedPage()
+		for w := range int64(writers) {
+			for n := range done[w].Load() {
+				block := n*writers + w
+				if _, err := f.ReadAt(got, block<<20+4096*(block%200)); err != nil {
+					t.Fatalf("read block %d: %v", block, err)
+				}
+				if stampPage(want, block); !bytes.Equal(got, want) {
+					t.Fatalf("block %d, answered before the server died, is lost", block)
+				}
+			}
+		}
+	}
+	for range kills {
+		time.Sleep(30 * time.Millisecond)
+		if err := server.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		go func(c *exec.Cmd) { _ = c.Wait() }(server) // which may take as long as its I/O
+		server, _, end = l.start()
+		check()
+	}
+	stop.Store(true)
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		t.Fatal(err)
+	}
+	check()
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := end(); err != nil {
+		t.Fatalf("detach and close: %v", err)
+	}
+	if out, err := exec.Command("qemu-img", "check", image).CombinedOutput(); err != nil && !errors.Is(err, exec.ErrNotFound) {
+		t.Fatalf("qemu-img check: %v\n%s", err, out)
+	}
+}
+
+func alignedPage() []byte {
+	b, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func stampPage(p []byte, block int64) {
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], uint64(block)<<20|uint64(i)+1)
+	}
+}
