@@ -50,7 +50,7 @@ func (p *Pool) takeBallast() {
 	if _, err := p.tree.Stat(fileBallast); !errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	ph, err := p.physical()
+	ph, err := p.disk()
 	if err != nil || ph.free < ballastRoom {
 		return
 	}

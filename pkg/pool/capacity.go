@@ -90,7 +90,7 @@ const (
 )
 
 func (p *Pool) checkRoom(a *account, o *operation) error {
-	ph, err := p.physical()
+	ph, err := p.disk()
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (p *Pool) Capacity(ctx context.Context) (Capacity, error) {
 	if err != nil {
 		return Capacity{}, err
 	}
-	ph, err := p.physical()
+	ph, err := p.disk()
 	if err != nil {
 		return Capacity{}, err
 	}

@@ -194,6 +194,6 @@ func (p *Pool) full(err error, want int64) error {
 	if !isFull(err) || errors.Is(err, ErrNoSpace) {
 		return err
 	}
-	ph, _ := p.physical() // where that fails too, the message says zero
+	ph, _ := p.disk() // where that fails too, the message says zero
 	return errors.Join(&SpaceError{Pool: p.name, Want: want, Have: ph.free, Bound: boundFree}, err)
 }

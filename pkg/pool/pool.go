@@ -67,6 +67,7 @@ type Pool struct {
 	leases  *lease.OFD
 	keys    keyed
 	maxHold time.Duration
+	disk    func() (physical, error) // physical, unless a test needs to know
 }
 
 // marker is pool.json.
@@ -93,6 +94,7 @@ func open(o Options, step func(op, path string) error) (*Pool, error) {
 	if p.overcommit == 0 {
 		p.overcommit = 1
 	}
+	p.disk = p.physical
 	p.holder = lease.Self(o.Holder)
 	p.leases = lease.NewOFD(tree, dirLeases, p.holder)
 	if err := p.start(o); err != nil {
