@@ -105,6 +105,7 @@ var rules = []rule{
 
 	{err: blockdev.ErrBusy, code: codes.FailedPrecondition},
 	{err: blockdev.ErrUnavailable, code: codes.FailedPrecondition},
+	{err: blockdev.ErrGone, code: codes.Internal},
 
 	// Work that gave up at its own deadline may have left a child behind.
 	{err: context.DeadlineExceeded, code: codes.DeadlineExceeded},
