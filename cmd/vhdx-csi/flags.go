@@ -22,6 +22,8 @@ type options struct {
 	pools           []string
 	stateDir        string
 	backend         string
+	keeperSocket    string
+	keeperGiven     bool // the keeper is somebody else's to start
 	maxVolumes      int64
 	memoryLimit     string
 	workTimeout     time.Duration
@@ -106,6 +108,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 		"With --mode=all the default is default=STATE-DIR/pool,local")
 	fs.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory for what this node has staged; must survive a restart of the plugin")
 	fs.StringVar(&o.backend, "backend", backendAuto, "how images become block devices: auto or fuseloop")
+	fs.StringVar(&o.keeperSocket, "keeper-socket", "", keeperUsage+". By default the plugin starts one itself, at STATE-DIR/"+keeperSocketName)
 	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler; 0 is no limit")
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")
 	fs.DurationVar(&o.workTimeout, "work-timeout", 30*time.Minute, "when an operation that outlives its caller is told to give up")
@@ -131,6 +134,12 @@ func (o *options) check() error {
 	}
 	if !filepath.IsAbs(o.stateDir) {
 		return fmt.Errorf("--state-dir=%s: give an absolute path", o.stateDir)
+	}
+	if o.keeperGiven = o.keeperSocket != ""; !o.keeperGiven {
+		o.keeperSocket = filepath.Join(o.stateDir, keeperSocketName)
+	}
+	if !filepath.IsAbs(o.keeperSocket) {
+		return fmt.Errorf("--keeper-socket=%s: give an absolute path", o.keeperSocket)
 	}
 	if o.maxVolumes < 0 {
 		return fmt.Errorf("--max-volumes=%d: give 0 or more", o.maxVolumes)

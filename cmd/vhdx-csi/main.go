@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/supervisor"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 )
@@ -28,15 +29,27 @@ func main() {
 	// sidecars need not be root.
 	unix.Umask(0o007)
 
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-	// The first signal asks for an orderly end, a second one ends at once.
-	context.AfterFunc(ctx, stop)
-	err := command(run).ExecuteContext(klog.NewContext(ctx, klog.Background()))
+	cmd := command(start)
+	worker := command(work)
+	worker.Use, worker.Hidden = workerName+" [flags]", true
+	cmd.AddCommand(worker, keeperCommand())
+	err := cmd.ExecuteContext(klog.NewContext(context.Background(), klog.Background()))
 	if err != nil && !errors.Is(err, errUsage) {
 		klog.Background().Error(err, "Stopped")
 	}
 	klog.Flush()
+	if x, ok := errors.AsType[*supervisor.ExitError](err); ok {
+		os.Exit(x.Code)
+	}
 	if err != nil {
 		os.Exit(1)
 	}
+}
+
+// untilSignal gives a context that ends when an orderly end is asked for. A
+// second signal ends the process at once.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }

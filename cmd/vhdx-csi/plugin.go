@@ -10,9 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/supervisor"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/driver"
@@ -21,11 +21,7 @@ import (
 )
 
 // run joins the parts, serves until the context ends, and takes them apart.
-func run(cmd *cobra.Command, o *options) (err error) {
-	ctx := cmd.Context()
-	if o.node() {
-		becomeIOFlusher(klog.FromContext(ctx))
-	}
+func (o *options) run(ctx context.Context, link *supervisor.Link) (err error) {
 	if err := limitMemory(o.memoryLimit); err != nil {
 		return err
 	}
@@ -47,7 +43,7 @@ func run(cmd *cobra.Command, o *options) (err error) {
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
 	}
-	serveErr := o.serve(ctx, c)
+	serveErr := o.serve(ctx, c, link)
 	if m == nil {
 		return serveErr
 	}
@@ -135,19 +131,20 @@ func newAttacher(log klog.Logger, name string) (blockdev.Attacher, error) {
 }
 
 // serve answers calls until the context ends or the socket fails.
-func (o *options) serve(ctx context.Context, c driver.Config) error {
+func (o *options) serve(ctx context.Context, c driver.Config, link *supervisor.Link) error {
 	log := klog.FromContext(ctx)
 	s, err := driver.New(ctx, c)
 	if err != nil {
 		return err
 	}
-	l, err := driver.Listen(o.endpoint)
+	l, err := o.listen(link)
 	if err != nil {
 		return err
 	}
 	log.Info("Serving", "driver", driver.Name, "version", version, "mode", o.mode, "node", o.nodeID, "endpoint", o.endpoint)
 	ended := make(chan error, 1)
 	go func(l net.Listener) { ended <- s.Serve(l) }(l)
+	link.Ready()
 	select {
 	case err := <-ended:
 		return err

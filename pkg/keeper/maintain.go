@@ -56,12 +56,26 @@ func Maintain(ctx context.Context, m Maintenance) (stop func(context.Context) er
 	return func(ctx context.Context) error {
 		cancel()
 		<-done
-		err := c.Stop(ctx, false)
-		if errors.Is(err, ErrUnavailable) {
-			err = nil
-		}
-		return errors.Join(err, c.Close())
+		return errors.Join(stopAndWait(ctx, c), c.Close())
 	}, nil
+}
+
+// stopAndWait returns when the keeper's process has ended.
+func stopAndWait(ctx context.Context, c *Client) error {
+	s, err := c.Status(ctx)
+	if err == nil {
+		err = c.Stop(ctx, false)
+	}
+	if err != nil {
+		if errors.Is(err, ErrUnavailable) {
+			return nil
+		}
+		return err
+	}
+	for syscall.Kill(s.PID, 0) == nil && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // run starts a keeper each time one is lost.
@@ -93,6 +107,9 @@ func (m Maintenance) start(ctx context.Context, d Dialer) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	cmd := exec.Command(m.Command[0], m.Command[1:]...)
+	if cmd.Path == "/proc/self/exe" {
+		cmd.Args[0] = os.Args[0] // what an operator looks for in a list of processes
+	}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -142,7 +142,7 @@ const (
 	// looks for the next one.
 	codeEnding code = 0xffff
 
-	maxMessage   = messageFixed + MaxID + MaxMeta
+	maxMessage = messageFixed + MaxID + MaxMeta
 )
 
 var errMessage = errors.New("not a message of the keeper's protocol")

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -150,6 +151,28 @@ func (p *Process) Node() csi.NodeClient { return csi.NewNodeClient(p.conn) }
 
 // PID of the process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Children of the process: its worker, and its keeper if it has started one.
+func (p *Process) Children() (pids []int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
+	for _, l := range lists {
+		b, err := os.ReadFile(l)
+		if errors.Is(err, os.ErrNotExist) { // a thread that has ended
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range bytes.Fields(b) {
+			pid, err := strconv.Atoi(string(f))
+			if err != nil {
+				return nil, err
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
+}
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
