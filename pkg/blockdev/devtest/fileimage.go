@@ -158,7 +158,19 @@ func (im *FileImage) fallocate(mode uint32, off, n int64) error {
 
 // WriteZeroes implements blockdev.Image.
 func (im *FileImage) WriteZeroes(off, n int64) error {
-	return im.fallocate(unix.FALLOC_FL_ZERO_RANGE, off, n)
+	err := im.fallocate(unix.FALLOC_FL_ZERO_RANGE, off, n)
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	// tmpfs has no such thing. An image must not say so: the kernel would stop
+	// asking, and then refuse to punch holes too.
+	zeros := make([]byte, min(n, mib))
+	for ; n > 0; off, n = off+mib, n-mib {
+		if _, err := im.WriteAt(zeros[:min(n, mib)], off); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Discard implements blockdev.Image.

@@ -23,7 +23,9 @@ import (
 
 const (
 	lifeVariable = "FUSELOOP_TEST_LIFE" // the image's path: serve it, on descriptors left by the last life
-	ringSize     = 1 << 20
+	// There was a life before, and its connection is descriptor 5.
+	againVariable = "FUSELOOP_TEST_AGAIN"
+	ringSize      = 1 << 20
 )
 
 // serveLife is one life of a server: descriptor 3 is the memory of the volatile
@@ -54,7 +56,7 @@ func serveLife(id, path string) {
 		}}
 		a, ctx := New(Options{}), context.Background()
 		var d blockdev.Device
-		if _, fcntl := unix.FcntlInt(5, unix.F_GETFD, 0); fcntl == nil {
+		if os.Getenv(againVariable) != "" {
 			d, err = a.Resume(ctx, c, os.NewFile(5, "fuse"))
 		} else {
 			d, err = a.Attach(ctx, c)
@@ -92,7 +94,6 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 		l.t.Fatal(err)
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "socket")
-	defer theirs.Close()
 	defer unix.Close(pair[0])
 	cmd = exec.Command("/proc/self/exe")
 	cmd.Args[0] = os.Args[0]
@@ -100,6 +101,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	cmd.ExtraFiles = []*os.File{l.journal, theirs}
 	if l.fuse != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, l.fuse)
+		cmd.Env = append(cmd.Env, againVariable+"=1")
 	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -112,6 +114,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
+	_ = theirs.Close()
 	l.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	if l.fuse == nil {
 		l.fuse = l.receive(pair[0])
@@ -173,8 +176,15 @@ func TestServerDiesUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := &lives{t: t, id: t.Name(), image: image, journal: journal}
+	t.Cleanup(func() {
+		if l.fuse != nil {
+			_ = l.fuse.Close() // the last copy, once the server is gone
+		}
+		if err := New(Options{}).Teardown(context.Background(), l.id); err != nil && !t.Failed() {
+			t.Error(err)
+		}
+	})
 	server, dev, end := l.start()
-	defer func() { l.fuse.Close() }()
 	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		t.Fatal(err)
