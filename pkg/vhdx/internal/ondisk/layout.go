@@ -68,6 +68,8 @@ const (
 	LogSectorSize      = 4096
 	LogEntryHeaderSize = 64
 	LogDescriptorSize  = 32
+	// DescriptorsInFirstSector is how many descriptors fit beside the header.
+	DescriptorsInFirstSector = (LogSectorSize - LogEntryHeaderSize) / LogDescriptorSize
 	// MaxLogLength is no rule of the specification; it bounds hostile headers.
 	MaxLogLength            = 1 << 30
 	dataLeading             = 8    // original bytes that the descriptor holds
