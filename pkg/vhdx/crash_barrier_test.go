@@ -48,6 +48,7 @@ var missing = map[string]directed{
 
 // The harness proves itself: with any one barrier left out it must fail.
 func TestHarnessNoticesMissingBarrier(t *testing.T) {
+	skipSlowRace(t)
 	names := slices.Concat(vhdx.Barriers(), vhdx.JournalRules())
 	for name := range missing {
 		if !slices.Contains(names, name) {

@@ -58,6 +58,7 @@ func (w *faulty) blockSize() int64 { return w.session.blockSize }
 // poisons the image, everything else fails the request at hand only, and
 // whatever the medium is in afterwards opens and shows what it may.
 func TestFaults(t *testing.T) {
+	skipSlowRace(t)
 	for _, c := range []struct {
 		kind vhdxtest.Kind
 		err  error

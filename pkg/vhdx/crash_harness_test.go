@@ -21,7 +21,7 @@ var (
 )
 
 var (
-	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 1500 with -short)")
+	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 3000 with -short, 500 with -race)")
 	crashSeed   = flag.Uint64("crash.seed", 0, "run this workload only")
 	crashStep   = flag.String("crash.step", "", "with -crash.seed: cut at this step only, as a failure prints it: step.image/step.image/...")
 )
@@ -69,12 +69,19 @@ func parsePlace(s string) (place, error) {
 
 // visits counts distinct images over all workloads.
 type visits struct {
+	want   int // enough; 0: never
 	mu     sync.Mutex
 	images map[uint64]struct{}
 	opened int
 }
 
 func newVisits() *visits { return &visits{images: map[uint64]struct{}{}} }
+
+func (v *visits) enough() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.want > 0 && len(v.images) >= v.want
+}
 
 func (v *visits) add(hash uint64) {
 	v.mu.Lock()
@@ -201,7 +208,7 @@ func newSession(start *vhdxtest.File, m *vhdxtest.Model, seen *vhdxtest.Observed
 func (h *harness) hook(s *session, before place, images int) func(*vhdxtest.Snapshot) {
 	return func(snap *vhdxtest.Snapshot) {
 		at := append(before[:len(before):len(before)], cut{snap.Step(), -1})
-		if h.err() != nil || !h.wants(at) {
+		if h.err() != nil || h.visits.enough() || !h.wants(at) {
 			return
 		}
 		if s.sparse > 0 && snap.Step()%s.sparse != 0 && snap.WritesAbove(s.payload) {
@@ -254,8 +261,10 @@ func wantImages() int {
 	switch {
 	case *crashImages > 0:
 		return *crashImages
+	case raceEnabled:
+		return 500
 	case testing.Short():
-		return 1500
+		return 3000
 	}
 	return 100000
 }
