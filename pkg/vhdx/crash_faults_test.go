@@ -18,16 +18,15 @@ type faulty struct {
 	struck   bool // the fault has struck
 	told     bool // and a request has failed of it
 	metadata bool // and it struck metadata or a sync: the image must be poisoned
-	cut      *vhdxtest.Snapshot
 }
 
 var faultyWorkload = &workload{
 	name:   "fault",
-	create: vhdx.CreateOptions{Size: 6 * mi, BlockSize: mi},
-	growth: mi,
+	create: vhdx.CreateOptions{Size: 6 * mib, BlockSize: mib},
+	growth: mib,
 	blocks: sequence(6, 1),
-	maxIO:  16 * ki,
-	grow:   growBy(2 * mi),
+	maxIO:  16 * kib,
+	grow:   growBy(2 * mib),
 }
 
 // script is long enough to log, apply, grow, punch and reopen; the BAT stays
@@ -191,7 +190,7 @@ func (w *faulty) judgeFailure(i int, err error) error {
 	if !errors.Is(err, w.fault.Err) {
 		return fmt.Errorf("step %d hides its cause: %w", i, err)
 	}
-	if w.fault.Err == syscall.ENOSPC && errors.Is(err, vhdx.ErrPoisoned) && !w.metadata {
+	if errors.Is(err, syscall.ENOSPC) && errors.Is(err, vhdx.ErrPoisoned) && !w.metadata {
 		return fmt.Errorf("step %d: want of space poisoned the image: %w", i, err)
 	}
 	return nil
@@ -250,10 +249,10 @@ func (w *faulty) afterwards() error {
 // so does everything.
 func TestFullShare(t *testing.T) {
 	file := vhdxtest.NewFile("full.vhdx")
-	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: 64 * mi, BlockSize: mi}); err != nil {
+	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
 		t.Fatalf("CreateOn: %v", err)
 	}
-	im, err := vhdx.Open(file, vhdx.OpenOptions{GrowthStep: mi})
+	im, err := vhdx.Open(file, vhdx.OpenOptions{GrowthStep: mib})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}
@@ -270,11 +269,11 @@ func TestFullShare(t *testing.T) {
 	file.Inject(
 		vhdxtest.Fault{Kind: vhdxtest.Truncate, N: 1, Err: syscall.ENOSPC, Stay: true},
 		vhdxtest.Fault{Kind: vhdxtest.Allocate, N: 1, Err: syscall.ENOSPC, Stay: true},
-		vhdxtest.Fault{Kind: vhdxtest.Write, N: 1, Err: syscall.ENOSPC, Stay: true, Match: func(off, _ int64) bool { return off >= 5*mi }},
+		vhdxtest.Fault{Kind: vhdxtest.Write, N: 1, Err: syscall.ENOSPC, Stay: true, Match: func(off, _ int64) bool { return off >= 5*mib }},
 	)
 	full := false
 	for block := int64(1); block < 6; block++ {
-		if err := write(block * mi); err != nil {
+		if err := write(block * mib); err != nil {
 			must("write to a new block", err, syscall.ENOSPC)
 			full = true
 		}
@@ -287,7 +286,7 @@ func TestFullShare(t *testing.T) {
 	must("poisoned", im.Poisoned(), nil)
 	file.ClearFaults()
 	for block := range int64(64) {
-		must("write when there is room again", write(block*mi), nil)
+		must("write when there is room again", write(block*mib), nil)
 	}
 	must("flush", im.Flush(), nil)
 	must("close", im.Close(), nil)

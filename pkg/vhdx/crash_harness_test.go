@@ -22,6 +22,7 @@ var (
 
 var (
 	crashImages = flag.Int("crash.images", 0, "distinct crash images to visit (default 100000, 3000 with -short, 500 with -race)")
+	crashFirst  = flag.Uint64("crash.first", 1, "the first seed")
 	crashSeed   = flag.Uint64("crash.seed", 0, "run this workload only")
 	crashStep   = flag.String("crash.step", "", "with -crash.seed: cut at this step only, as a failure prints it: step.image/step.image/...")
 )

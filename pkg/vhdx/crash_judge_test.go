@@ -87,7 +87,7 @@ func observe(im *vhdx.Image, m *vhdxtest.Model, touched []vhdxtest.Extent) (*vhd
 
 var sumSeed = maphash.MakeSeed()
 
-const readSize = 64 * ki
+const readSize = 64 * kib
 
 // readEach reads extents and returns a hash of what it read.
 func readEach(im *vhdx.Image, extents []vhdxtest.Extent, do func(p []byte, off int64) error) (uint64, error) {

@@ -14,18 +14,18 @@ func TestFlushCoversThePredecessorsWrites(t *testing.T) {
 	for name, journalled := range map[string]bool{"with a journal": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
 			w := &run{h: newHarness(1, newVisits()), kind: &workload{
-				create: vhdx.CreateOptions{Size: 8 * mi, BlockSize: mi}, journal: journalled,
+				create: vhdx.CreateOptions{Size: 8 * mib, BlockSize: mib}, journal: journalled,
 			}}
 			w.file = vhdxtest.NewFile("a.vhdx")
 			if _, err := vhdx.CreateOn(w.file, w.kind.create); err != nil {
 				t.Fatalf("CreateOn: %v", err)
 			}
 			var err error
-			w.session, err = newSession(w.file.Clone(), vhdxtest.NewModel(1, 8*mi), vhdxtest.NewObserved(8*mi))
+			w.session, err = newSession(w.file.Clone(), vhdxtest.NewModel(1, 8*mib), vhdxtest.NewObserved(8*mib))
 			if err != nil {
 				t.Fatal(err)
 			}
-			w.session.blockSize = mi
+			w.session.blockSize = mib
 			for i, step := range []func() error{
 				func() error { return w.open(nil) },
 				func() error { return w.write(vhdxtest.Extent{Off: 0, N: 512}) },

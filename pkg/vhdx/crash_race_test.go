@@ -22,8 +22,8 @@ type crowd struct {
 
 const (
 	crowdWriters = 4
-	crowdPiece   = 4 * ki // of a writer, every crowdWriters*crowdPiece bytes
-	crowdSize    = 40 * mi
+	crowdPiece   = 4 * kib // of a writer, every crowdWriters*crowdPiece bytes
+	crowdSize    = 40 * mib
 )
 
 // Writers of their own pieces of shared, new blocks, readers of everything,
@@ -35,7 +35,7 @@ func TestEverythingAtOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			reopen := open(t)
-			im, err := reopen(vhdx.OpenOptions{GrowthStep: 2 * mi})
+			im, err := reopen(vhdx.OpenOptions{GrowthStep: 2 * mib})
 			if err != nil {
 				t.Fatalf("open: %v", err)
 			}
@@ -59,7 +59,7 @@ func TestEverythingAtOnce(t *testing.T) {
 
 func inMemory(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error) {
 	file := vhdxtest.NewFile("crowd.vhdx")
-	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: crowdSize, BlockSize: mi}); err != nil {
+	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: crowdSize, BlockSize: mib}); err != nil {
 		t.Fatalf("CreateOn: %v", err)
 	}
 	return func(o vhdx.OpenOptions) (*vhdx.Image, error) {
@@ -70,7 +70,7 @@ func inMemory(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error) {
 
 func onFilesystem(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error) {
 	path := filepath.Join(t.TempDir(), "crowd.vhdx")
-	if _, err := vhdx.Create(path, vhdx.CreateOptions{Size: crowdSize, BlockSize: mi}); err != nil {
+	if _, err := vhdx.Create(path, vhdx.CreateOptions{Size: crowdSize, BlockSize: mib}); err != nil {
 		t.Fatalf("Create: %v", err)
 	}
 	return func(o vhdx.OpenOptions) (*vhdx.Image, error) { return vhdx.OpenPath(path, o) }
@@ -137,8 +137,8 @@ func (c *crowd) read(r *rand.Rand) error {
 }
 
 func (c *crowd) readAll() error {
-	p := make([]byte, mi)
-	for off := int64(0); off < crowdSize; off += mi {
+	p := make([]byte, mib)
+	for off := int64(0); off < crowdSize; off += mib {
 		if _, err := c.im.ReadAt(p, off); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
@@ -153,7 +153,7 @@ func (c *crowd) readAll() error {
 func TestCloseAmongRequests(t *testing.T) {
 	for seed := range uint64(20) {
 		reopen := inMemory(t)
-		im, err := reopen(vhdx.OpenOptions{GrowthStep: mi})
+		im, err := reopen(vhdx.OpenOptions{GrowthStep: mib})
 		if err != nil {
 			t.Fatalf("open: %v", err)
 		}

@@ -24,6 +24,7 @@ func TestCrash(t *testing.T) {
 	v := newVisits()
 	v.want = wantImages()
 	var seeds atomic.Uint64
+	seeds.Store(*crashFirst - 1)
 	var failed atomic.Bool
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -40,7 +41,7 @@ func TestCrash(t *testing.T) {
 	wg.Wait()
 	distinct, opened := v.count()
 	t.Attr("images", strconv.Itoa(distinct))
-	t.Logf("%d distinct images, %d judged, seeds 1 to %d, %v", distinct, opened, seeds.Load(), time.Since(began).Round(time.Second))
+	t.Logf("%d distinct images, %d judged, seeds %d to %d, %v", distinct, opened, *crashFirst, seeds.Load(), time.Since(began).Round(time.Second))
 }
 
 // oneSeed repeats what a failure printed.

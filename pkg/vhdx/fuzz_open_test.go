@@ -48,7 +48,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatal(err)
 		}
 		runtime.ReadMemStats(&after)
-		if used := after.TotalAlloc - before.TotalAlloc; used > 256*mi+64*uint64(size) {
+		if used := after.TotalAlloc - before.TotalAlloc; used > 256*uint64(mib)+64*uint64(size) {
 			t.Fatalf("%d bytes allocated for a file of %d", used, size)
 		}
 	})
@@ -75,10 +75,10 @@ var fuzzAnchors = []int64{
 var fuzzBases = sync.OnceValue(func() []*vhdxtest.File {
 	var all []*vhdxtest.File
 	for i, o := range []vhdx.CreateOptions{
-		{Size: 5*mi + 512, BlockSize: mi},
-		{Size: 2 * mi, BlockSize: mi, Fixed: true},
-		{Size: 3*mi + 4096, BlockSize: 2 * mi, LogicalSectorSize: 4096},
-		{Size: 127 * gi, BlockSize: mi},
+		{Size: 5*mib + 512, BlockSize: mib},
+		{Size: 2 * mib, BlockSize: mib, Fixed: true},
+		{Size: 3*mib + 4096, BlockSize: 2 * mib, LogicalSectorSize: 4096},
+		{Size: 127 * gib, BlockSize: mib},
 	} {
 		file := vhdxtest.NewFile(fmt.Sprintf("base-%d.vhdx", i))
 		var dirty []*vhdxtest.File
@@ -89,7 +89,7 @@ var fuzzBases = sync.OnceValue(func() []*vhdxtest.File {
 		}
 		_, err := vhdx.CreateOn(file, o)
 		must(err)
-		im, err := vhdx.Open(file, vhdx.OpenOptions{GrowthStep: mi})
+		im, err := vhdx.Open(file, vhdx.OpenOptions{GrowthStep: mib})
 		must(err)
 		for n := range int64(3) {
 			_, err := im.WriteAt(bytes.Repeat([]byte{byte(n + 1)}, 8192), n*900*1024/4096*4096)
@@ -108,7 +108,7 @@ var fuzzBases = sync.OnceValue(func() []*vhdxtest.File {
 
 // fuzzImage makes the file that an input describes.
 func fuzzImage(in []byte) *vhdxtest.File {
-	if len(in) < 3 || len(in) > 64*ki {
+	if len(in) < 3 || int64(len(in)) > 64*kib {
 		return nil
 	}
 	bases := fuzzBases()
@@ -120,7 +120,7 @@ func fuzzImage(in []byte) *vhdxtest.File {
 	}
 	file := bases[base].Clone()
 	if size > 0 {
-		file.Truncate(int64(size) * mi)
+		file.Truncate(int64(size) * mib)
 	}
 	for len(in) >= 4 {
 		at := fuzzAnchors[int(in[0])%len(fuzzAnchors)] + int64(binary.LittleEndian.Uint16(in[1:]))
@@ -147,7 +147,7 @@ func mendFile(file *vhdxtest.File, what byte) {
 		return
 	}
 	var head [64]byte
-	for at := int64(mi); at < 2*mi; at += 4096 {
+	for at := int64(mib); at < 2*mib; at += 4096 {
 		if n, _ := file.ReadAt(head[:], at); n < len(head) || string(head[:4]) != "loge" {
 			continue
 		}
@@ -157,7 +157,7 @@ func mendFile(file *vhdxtest.File, what byte) {
 
 // mendSum writes the CRC-32C of a structure that carries it at byte 4.
 func mendSum(file *vhdxtest.File, at, n int64) {
-	if n < 8 || n > mi {
+	if n < 8 || n > mib {
 		return
 	}
 	b := make([]byte, n)
@@ -187,7 +187,7 @@ func useHostile(file *vhdxtest.File) error {
 		return nil
 	}
 	writable.Reopen()
-	im, err := vhdx.Open(writable, vhdx.OpenOptions{GrowthStep: mi})
+	im, err := vhdx.Open(writable, vhdx.OpenOptions{GrowthStep: mib})
 	if err != nil {
 		return fmt.Errorf("opened and closed, it does not open again: %w", err)
 	}
@@ -210,8 +210,8 @@ func showHostile(file *vhdxtest.File, o vhdx.OpenOptions) ([]byte, error) {
 	}
 	_ = im.Info()
 	shown := binary.LittleEndian.AppendUint64(nil, uint64(im.Size()))
-	buf := make([]byte, 64*ki)
-	for _, off := range []int64{0, 900 * ki, 2*mi - 32*ki, im.Size() / 2, max(0, im.Size()-512)} {
+	buf := make([]byte, 64*kib)
+	for _, off := range []int64{0, 900 * kib, 2*mib - 32*kib, im.Size() / 2, max(0, im.Size()-512)} {
 		clear(buf)
 		n, err := im.ReadAt(buf, off)
 		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, vhdx.ErrOutOfRange) {
