@@ -209,44 +209,107 @@ func TestOracleWritten(t *testing.T) {
 }
 
 // QEMU scans the ring from its start and takes the run of entries that begins
-// with the greatest number. In a wrapped ring that is what came after the last
-// wrap: nothing before it may still be needed, at any moment. Each write changes
-// another page of the BAT, so that no later entry hides the loss of an earlier.
+// with the greatest number; it does not look at Tails. In a ring that has been
+// used before that is what came after the last lap began: nothing before it may
+// still be needed, at any moment. Each write changes another page of the BAT, so
+// that no later entry hides the loss of an earlier one.
 func TestOracleLogWraps(t *testing.T) {
-	oracle(t, "qemu-img")
-	const (
-		lap    = 128 // as many entries of one page fill the ring
-		writes = 3*lap + 20
-		apart  = 512 * mib // a page of the BAT, at 1 MiB blocks
-	)
-	path := create(t, vhdx.CreateOptions{Size: writes * apart, BlockSize: mib})
-	im := open(t, path, vhdx.OpenOptions{GrowthStep: 64 * mib})
-	dirty := filepath.Join(t.TempDir(), "dirty.vhdx")
-	for i := range int64(writes) {
-		if _, err := im.WriteAt(wrapPage(i), i*apart); err != nil {
-			t.Fatal(err)
-		}
-		if err := im.Flush(); err != nil {
-			t.Fatal(err)
-		}
+	const lap = 128 // as many entries of one page fill the ring
+	w := newWrapTest(t, 3*lap+20)
+	for i := range int64(3*lap + 20) {
+		w.flush(t, i)
 		if since := (i + 10) % lap; i < 20 || since >= 20 || testing.Short() && (i+10)/lap != 2 {
-			continue // not near a wrap
+			continue // not near the end of a lap
 		}
-		copyFile(t, path, dirty)
-		if out := ask(t, "qemu-img", "check", "-f", "vhdx", "-r", "all", dirty); !strings.Contains(out, "repaired") {
-			t.Fatalf("qemu-img check -r all: %s", out)
-		}
-		replayed := open(t, dirty, vhdx.OpenOptions{ReadOnly: true, RefuseDirty: true})
-		for k := range i + 1 {
-			p := make([]byte, 4096)
-			if _, err := replayed.ReadAt(p, k*apart); err != nil || !bytes.Equal(p, wrapPage(k)) {
-				t.Fatalf("after flush %d, replayed by QEMU: write %d is lost: %v", i+1, k+1, err)
-			}
-		}
-		closeImage(t, replayed)
+		w.replayByQEMU(t)
 	}
-	closeImage(t, im)
-	askCheck(t, path)
+	w.close(t)
 }
 
-func wrapPage(i int64) []byte { return bytes.Repeat([]byte(fmt.Sprintf("%015d\n", i)), 4096/16) }
+// Entries of all sizes, up to what takes several of them in one flush.
+func TestOracleLogWrapsAnySize(t *testing.T) {
+	const pages = 600
+	w := newWrapTest(t, pages)
+	rng := rand.New(rand.NewPCG(6, 7))
+	for i := range 90 {
+		n := 1 + rng.IntN([]int{3, 30, 130, 560}[min(rng.IntN(7), 3)])
+		if n > 500 && i%2 == 0 {
+			n = 1
+		}
+		first := rng.Int64N(pages)
+		changed := make([]int64, n)
+		for k := range changed {
+			changed[k] = (first + int64(k)) % pages
+		}
+		w.flush(t, changed...)
+		if i%5 == 4 && !testing.Short() || i%30 == 29 { // it syncs for every page
+			w.replayByQEMU(t)
+		}
+	}
+	w.close(t)
+}
+
+// wrapTest is an image of which every write takes a new block, in a page of the
+// BAT that the test chooses.
+type wrapTest struct {
+	im          *vhdx.Image
+	path, dirty string
+	blocks      map[int64]int64 // written so far, by page
+	flushes     int
+}
+
+const wrapApart = 512 * mib // what a page of the BAT maps, at 1 MiB blocks
+
+func newWrapTest(t *testing.T, pages int64) *wrapTest {
+	t.Helper()
+	oracle(t, "qemu-img")
+	path := create(t, vhdx.CreateOptions{Size: pages * wrapApart, BlockSize: mib})
+	return &wrapTest{
+		im: open(t, path, vhdx.OpenOptions{GrowthStep: 64 * mib}), path: path,
+		dirty: filepath.Join(t.TempDir(), "dirty.vhdx"), blocks: map[int64]int64{},
+	}
+}
+
+func wrapPage(off int64) []byte { return bytes.Repeat(fmt.Appendf(nil, "%015d\n", off), 4096/16) }
+
+// flush writes a block in each of the pages, and flushes once.
+func (w *wrapTest) flush(t *testing.T, pages ...int64) {
+	t.Helper()
+	for _, page := range pages {
+		off := page*wrapApart + w.blocks[page]*mib
+		if _, err := w.im.WriteAt(wrapPage(off), off); err != nil {
+			t.Fatal(err)
+		}
+		w.blocks[page]++
+	}
+	if err := w.im.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	w.flushes++
+}
+
+// replayByQEMU has QEMU replay the log of a copy, and looks for every block.
+func (w *wrapTest) replayByQEMU(t *testing.T) {
+	t.Helper()
+	copyFile(t, w.path, w.dirty)
+	if out := ask(t, "qemu-img", "check", "-f", "vhdx", "-r", "all", w.dirty); !strings.Contains(out, "repaired") {
+		t.Fatalf("qemu-img check -r all: %s", out)
+	}
+	im := open(t, w.dirty, vhdx.OpenOptions{ReadOnly: true, RefuseDirty: true})
+	defer closeImage(t, im)
+	p := make([]byte, 4096)
+	for page, blocks := range w.blocks {
+		for k := range blocks {
+			off := page*wrapApart + k*mib
+			if _, err := im.ReadAt(p, off); err != nil || !bytes.Equal(p, wrapPage(off)) {
+				t.Fatalf("after flush %d, replayed by QEMU: the block at %#x is lost: %v", w.flushes, off, err)
+			}
+		}
+	}
+}
+
+func (w *wrapTest) close(t *testing.T) {
+	t.Helper()
+	closeImage(t, w.im)
+	askCheck(t, w.path)
+}
