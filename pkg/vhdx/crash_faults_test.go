@@ -76,7 +76,7 @@ func TestFaults(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%v/%v", c.kind, c.err), func(t *testing.T) {
 			t.Parallel()
-			seeds := uint64(3)
+			seeds := uint64(2)
 			if testing.Short() {
 				seeds = 1
 			}
