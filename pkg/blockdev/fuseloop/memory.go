@@ -9,7 +9,7 @@ const (
 	smallSize = dataAt + smallIO
 	// bigBuffers is how many of those there are. While all carry requests no
 	// further one is read.
-	bigBuffers = 8
+	bigBuffers = 32
 )
 
 // memory is the locked memory of one engine: 8 MiB of big buffers and 20 KiB

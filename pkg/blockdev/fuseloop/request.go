@@ -12,8 +12,10 @@ import (
 
 const (
 	page = 4096
-	// maxIO is the largest READ or WRITE: FUSE's max_pages of 256.
-	maxIO = 1 << 20
+	// maxIO is the largest READ or WRITE. The kernel would do 1 MiB, but in
+	// smaller pieces a large request is copied while the piece before it is on
+	// the medium: 0.9 of a raw loop's speed instead of 0.7.
+	maxIO = 256 << 10
 	// dataAt is where the data of a request lies in its buffer: headers come
 	// right before it, so that a message is one stretch of memory and its
 	// data begins on a page.
