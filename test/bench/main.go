@@ -34,6 +34,7 @@ type options struct {
 	seconds float64
 	flushes int
 	only    string
+	calm    time.Duration
 }
 
 func main() {
@@ -49,6 +50,7 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 1.5, "length of one measurement")
 	flag.IntVar(&o.flushes, "flushes", 1000, "flushes whose sync calls are counted; 0: none")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name matches this `regexp`")
+	flag.DurationVar(&o.calm, "calm", 0, "before each measurement wait this long at most for idle processors")
 	flag.Parse()
 	o.size = mib << 20
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)

@@ -114,6 +114,9 @@ func (b *bench) one(ctx context.Context, w workload, round int) error {
 	row := b.t.row(w)
 	for i := range b.targets {
 		t := b.targets[(i+round)%len(b.targets)]
+		if err := calm(ctx, b.o.calm); err != nil {
+			return err
+		}
 		var v float64
 		var err error
 		if w.fresh {

@@ -152,10 +152,16 @@ func (d *Device) ended() bool {
 	}
 }
 
+// engineNice is the priority of the engine's thread alone.
+const engineNice = -20
+
 func (d *Device) newServer(s *session) (*engine, error) {
 	if err := blockdev.SetIOFlusher(); err != nil {
 		d.note("%v", err)
 	}
+	// As the kernel's own loop threads once ran: who waits for a block device
+	// waits for this thread too. Without the right to it, it goes without.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, engineNice)
 	e, err := newEngine(s, d.a.o.NoRing)
 	if errors.Is(err, uring.ErrUnavailable) {
 		d.note("serving with blocking threads, at about half the speed: %v", err)
