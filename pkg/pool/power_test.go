@@ -32,7 +32,7 @@ func newPowerRig(t *testing.T) *powerRig {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount filesystems")
 	}
-	for _, tool := range []string{"mkfs.xfs", "mkfs.ext4", "mount", "umount"} {
+	for _, tool := range []string{"mkfs.xfs", "mkfs.ext4"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
 		}
@@ -41,31 +41,36 @@ func newPowerRig(t *testing.T) *powerRig {
 	r := &powerRig{t: t, dir: filepath.Join(base, "xfs")}
 	sparse(t, base+"/xfs.img", 2<<30)
 	run(t, "mkfs.xfs", "-q", "-m", "reflink=1", base+"/xfs.img")
-	r.mount(base+"/xfs.img", r.dir)
+	r.mount(base+"/xfs.img", r.dir, "xfs")
 	sparse(t, r.disk(), 96<<20)
 	run(t, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", r.disk())
+	r.mount(r.disk(), filepath.Join(base, "pool"), "ext4")
 	r.pool = filepath.Join(base, "pool")
-	r.mount(r.disk(), r.pool)
 	return r
 }
 
 func (r *powerRig) disk() string { return filepath.Join(r.dir, "disk.img") }
 
 // mount mounts an image file until the end of the test.
-func (r *powerRig) mount(image, dir string) (unmount func()) {
+func (r *powerRig) mount(image, dir, fsType string) (unmount func()) {
 	r.t.Helper()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		r.t.Fatal(err)
 	}
-	opts := "loop"
+	options := ""
 	if strings.HasPrefix(image, r.dir+"/") {
-		opts += ",commit=300,noauto_da_alloc"
+		options = "commit=300,noauto_da_alloc"
 	}
-	if out, err := exec.Command("mount", "-o", opts, image, dir).CombinedOutput(); err != nil {
-		if r.shots == nil {
-			r.t.Skipf("cannot mount here: %s", out)
+	loop, err := loopOn(image)
+	if err == nil {
+		err = unix.Mount(loop.Name(), dir, fsType, 0, options)
+		loop.Close() // the mount keeps the device; it goes with it
+	}
+	if err != nil {
+		if r.pool == "" {
+			r.t.Skipf("cannot mount here: %v", err)
 		}
-		r.t.Fatalf("mount %s: %s", image, out)
+		r.t.Fatalf("mount %s: %v", image, err)
 	}
 	mounted := true
 	unmount = func() {
@@ -73,12 +78,48 @@ func (r *powerRig) mount(image, dir string) (unmount func()) {
 			return
 		}
 		mounted = false
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			r.t.Errorf("umount %s: %s", dir, out)
+		if err := unix.Unmount(dir, 0); err != nil {
+			r.t.Errorf("umount %s: %v", dir, err)
 		}
 	}
 	r.t.Cleanup(unmount)
 	return unmount
+}
+
+// loopOn makes a loop device that goes when nobody has it open any more. It does
+// not use mount -o loop, which looks at every loop device there is and waits for
+// those whose file does not answer.
+func loopOn(image string) (*os.File, error) {
+	back, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer back.Close()
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	for try := 0; ; try++ {
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, err
+		}
+		loop, err := os.OpenFile(fmt.Sprint("/dev/loop", n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{
+			Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR},
+		})
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, unix.EBUSY) || try == 50 { // somebody else was faster
+			return nil, err
+		}
+	}
 }
 
 // shoot keeps what the disk has now.
@@ -142,7 +183,7 @@ func (r *powerRig) record(sc scenario, skip string) (id string) {
 func (r *powerRig) replay(shot string, check func(*Set, *Pool)) {
 	r.t.Helper()
 	dir := strings.TrimSuffix(shot, ".img")
-	unmount := r.mount(shot, dir)
+	unmount := r.mount(shot, dir, "ext4")
 	s, p := openSet(r.t, dir)
 	check(s, p)
 	s.Close()

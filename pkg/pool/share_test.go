@@ -2,13 +2,13 @@ package pool
 
 import (
 	"errors"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
 )
@@ -91,16 +91,19 @@ func checkJudgement(t *testing.T, what string, err error, want []string) {
 // TestUnsafeMount has the kernel itself write the mount table.
 func TestUnsafeMount(t *testing.T) {
 	r := newPowerRig(t)
-	r.shots = []string{"mounting works"}
 	image := filepath.Join(filepath.Dir(r.dir), "unsafe.img")
 	sparse(t, image, 64<<20)
 	run(t, "mkfs.ext4", "-q", "-F", image)
 	dir := filepath.Join(filepath.Dir(r.dir), "un safe")
-	unmount := r.mount(image, dir)
+	unmount := r.mount(image, dir, "ext4")
 	defer unmount()
-	if out, err := exec.Command("mount", "-o", "remount,nobarrier", dir).CombinedOutput(); err != nil {
-		t.Fatalf("remount: %s", out)
+	remount := func(options string) {
+		t.Helper()
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT, options); err != nil {
+			t.Fatalf("remount with %s: %v", options, err)
+		}
 	}
+	remount("nobarrier")
 	_, err := Open(Options{Name: "p", Dir: dir})
 	wantErr(t, "Open", err, ErrUnsafeShare, "ext4", "nobarrier", dir)
 	p, err := Open(Options{Name: "p", Dir: dir, AllowUnsafe: true})
@@ -111,7 +114,7 @@ func TestUnsafeMount(t *testing.T) {
 		t.Fatalf("Problems does not say that it is unsafe: %v", probs)
 	}
 	p.Close()
-	run(t, "mount", "-o", "remount,barrier", dir)
+	remount("barrier")
 	if p, err = Open(Options{Name: "p", Dir: dir}); err != nil {
 		t.Fatal(err)
 	}
