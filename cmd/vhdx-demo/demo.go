@@ -25,7 +25,7 @@ type demo struct {
 	cut    string          // the state of the medium at the power cut
 	dirty  vhdx.ReplayInfo // what its log holds
 	files  []file
-	frozen bool // the plugin is stopped by SIGSTOP
+	frozen bool // the plugin's processes are stopped by SIGSTOP
 
 	done   []result
 	checks int // comparisons that held
@@ -106,7 +106,7 @@ func (d *demo) cleanUp(ctx context.Context) error {
 
 func (d *demo) endPlugin(ctx context.Context) {
 	if d.frozen {
-		d.p.Kill()
+		d.p.CutPower()
 		return
 	}
 	select {
@@ -134,21 +134,6 @@ func (d *demo) summary() {
 	}
 	d.say("%s", strings.Repeat("=", 78))
 	d.say("PASSED: %d checks held, none failed, in %.1f s.", d.checks, time.Since(d.began).Seconds())
-}
-
-// freeze stops every thread of the plugin, as a machine without power stops.
-func (d *demo) freeze() error {
-	if err := d.p.Signal(syscall.SIGSTOP); err != nil {
-		return fmt.Errorf("freeze the plugin: %w", err)
-	}
-	d.frozen = true
-	return nil
-}
-
-// kill ends the frozen plugin without a chance to do anything more.
-func (d *demo) kill() {
-	d.p.Kill()
-	d.frozen = false
 }
 
 // must counts a check that held, or says what did not.

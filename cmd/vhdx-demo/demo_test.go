@@ -92,16 +92,17 @@ func TestDemo(t *testing.T) {
 	tidy(t, dir, string(out))
 }
 
-// TestInterrupted sends Ctrl-C at moments of every step.
+// TestInterrupted sends Ctrl-C at moments of most steps, those that begin or
+// end something above all.
 func TestInterrupted(t *testing.T) {
 	bin := binaries(t)
-	delays := []time.Duration{0, 100 * time.Millisecond}
-	at := []int{1, 2, 3, 4, 5, 6, 7, 9, 11, 12}
+	at := map[int][]time.Duration{1: {0}, 2: {0, 50}, 3: {0, 30, 100}, 4: {100}, 5: {0, 200}, 6: {0, 100}, 7: {0, 100}, 9: {0, 100}, 12: {0}}
 	if testing.Short() {
-		delays, at = delays[1:], []int{3, 5}
+		at = map[int][]time.Duration{3: {50}, 5: {50}}
 	}
-	for _, n := range at {
-		for _, delay := range delays {
+	for n, delays := range at {
+		for _, ms := range delays {
+			delay := ms * time.Millisecond
 			t.Run(fmt.Sprintf("step %d after %v", n, delay), func(t *testing.T) {
 				interrupt(t, bin, n, delay)
 			})
@@ -135,6 +136,30 @@ func interrupt(t *testing.T, bin string, n int, delay time.Duration) {
 	late := n == len(steps) && err == nil // the last step had ended already
 	if !late && (!ok || exit.ExitCode() != interrupted) {
 		t.Errorf("it ended with %v\n%s%s", err, out.String(), stderr.String())
+	}
+	tidy(t, dir, out.String())
+}
+
+// TestReaderLeaves: a closed pipe ends the demo as Ctrl-C does.
+func TestReaderLeaves(t *testing.T) {
+	bin, dir := binaries(t), shortDir(t)
+	cmd := exec.Command(filepath.Join(bin, "vhdx-demo"), "--dir="+dir)
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	for r := bufio.NewScanner(io.TeeReader(stdout, &out)); r.Scan(); {
+		if strings.HasPrefix(r.Text(), "[4/") {
+			break
+		}
+	}
+	err = errors.Join(stdout.Close(), cmd.Wait())
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != interrupted {
+		t.Errorf("it ended with %v", err)
 	}
 	tidy(t, dir, out.String())
 }

@@ -42,7 +42,8 @@ func main() {
 		fmt.Println("vhdx-demo", version)
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// SIGPIPE too: whoever reads the output may go away, as in `vhdx-demo | head`.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	switch err := run(ctx, *binary, *parent, os.Stdout); {
 	case err == nil:

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -34,7 +35,7 @@ func Leftovers(dir string, ids ...string) ([]string, error) {
 		left = append(left, "loop device "+l)
 	}
 	for _, p := range processes(dir) {
-		left = append(left, "process "+p)
+		left = append(left, fmt.Sprintf("process %d (%s)", p.pid, p.args))
 	}
 	return left, nil
 }
@@ -49,6 +50,11 @@ func Clean(ctx context.Context, dir string) error {
 	errs = append(errs, err)
 	for _, m := range slices.Backward(mounts) {
 		errs = append(errs, tool(ctx, "umount", m.Mountpoint))
+	}
+	for _, p := range processes(dir) {
+		if p.plugin(dir) { // a keeper lives on while it holds a device
+			errs = append(errs, syscall.Kill(p.pid, syscall.SIGKILL))
+		}
 	}
 	for _, l := range loops(dir, nil) {
 		errs = append(errs, tool(ctx, "losetup", "--detach", strings.Fields(l)[0]))
@@ -106,15 +112,26 @@ func loops(dir string, ids []string) []string {
 	return found
 }
 
+// process is one that names the directory of a plugin.
+type process struct {
+	pid  int
+	args string
+}
+
+// plugin reports whether it is one of the plugin in dir: supervisor, worker, keeper.
+func (p process) plugin(dir string) bool {
+	return strings.Contains(p.args, "--endpoint=unix://"+dir+"/") || strings.Contains(p.args, "--keeper-socket="+dir+"/")
+}
+
 // processes lists the other processes that have dir in their command line.
-func processes(dir string) []string {
+func processes(dir string) []process {
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
-	var found []string
+	var found []process
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		pid, _ := strconv.Atoi(strings.Split(f, "/")[2])
 		if err == nil && pid != os.Getpid() && strings.Contains(string(b), dir) {
-			found = append(found, fmt.Sprintf("%d (%s)", pid, strings.ReplaceAll(strings.TrimRight(string(b), "\x00"), "\x00", " ")))
+			found = append(found, process{pid, strings.ReplaceAll(strings.TrimRight(string(b), "\x00"), "\x00", " ")})
 		}
 	}
 	return found

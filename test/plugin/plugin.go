@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -85,12 +86,14 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	if o.Log != nil {
 		p.cmd.Stderr = io.MultiWriter(log, o.Log)
 	}
-	// A group of its own: Ctrl-C on the terminal is for whoever started it.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := p.cmd.Start(); err != nil {
+	// A group of its own: Ctrl-C on the terminal is for whoever started it. It
+	// does not outlive them.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	started := make(chan error)
+	go p.live(started)
+	if err := <-started; err != nil {
 		return nil, errors.Join(fmt.Errorf("start the plugin: %w", err), log.Close())
 	}
-	go p.reap()
 	if err := p.ready(ctx); err != nil {
 		p.Kill()
 		return nil, fmt.Errorf("%w; its log ends:\n%s", err, Tail(o.Dir, 2000))
@@ -110,8 +113,17 @@ func (o Options) args() []string {
 	}, o.Args...)
 }
 
-func (p *Process) reap() {
-	err := p.cmd.Wait()
+// live starts the process and reaps it. It keeps its thread all the while, for
+// the kernel takes the end of the thread that started a child for the parent's.
+func (p *Process) live(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	err = p.cmd.Wait()
 	p.err = errors.Join(err, p.log.Close())
 	close(p.done)
 }

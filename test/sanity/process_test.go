@@ -70,6 +70,7 @@ func TestEndAndRestart(t *testing.T) {
 	ends := map[string]func(*testing.T, *plugin.Process){
 		"term": stop,
 		"kill": func(_ *testing.T, p *plugin.Process) { p.Kill() },
+		"cut":  func(_ *testing.T, p *plugin.Process) { p.CutPower() },
 	}
 	for kind, c := range kinds {
 		for how, end := range ends {
