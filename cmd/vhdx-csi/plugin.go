@@ -25,7 +25,7 @@ func (o *options) run(ctx context.Context, link *supervisor.Link) (err error) {
 	if err := limitMemory(o.memoryLimit); err != nil {
 		return err
 	}
-	set, pools, err := o.openPools()
+	set, pools, err := o.openPools() //nolint:contextcheck // the pools live until they are closed
 	if err != nil {
 		return err
 	}
