@@ -82,10 +82,11 @@ func (l *logWriter) used() uint32 {
 	return n
 }
 
-// maxPages is how many pages one entry may carry: with the zeros behind it, it
-// fits into a lap beside an empty one.
+// maxPages is how many pages one entry may carry: a whole lap has room for it,
+// the zeros behind it and an empty one, and its descriptors fit into its first
+// sector, for QEMU reads no others.
 func (l *logWriter) maxPages() int {
-	return ondisk.MaxLogPages(l.length - lapStart - lapMargin - emptyEntry)
+	return min(ondisk.MaxLogPages(l.length-lapStart-lapMargin-emptyEntry), ondisk.DescriptorsInFirstSector)
 }
 
 // tail is the oldest entry whose pages are not durably in their place; from it

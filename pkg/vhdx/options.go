@@ -18,8 +18,8 @@ type OpenOptions struct {
 
 // CreateOptions says what to create. Zero means: the default.
 type CreateOptions struct {
-	// Size of the virtual disk in bytes: a multiple of the logical sector
-	// size, more than 0 and at most 64 TiB.
+	// Size of the virtual disk in bytes, more than 0 and at most 64 TiB;
+	// rounded up to whole logical sectors.
 	Size int64
 	// Fixed allocates every block at once, space included.
 	Fixed bool
