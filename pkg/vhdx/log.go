@@ -242,6 +242,7 @@ func (im *Image) newLap(length int) error {
 		return err
 	}
 	if im.log.overwrites(lapStart, length+ondisk.LogSectorSize) {
+		im.log.head = im.log.length - lapMargin - emptyEntry // where no first entry reaches; it is its own Tail
 		if err := im.appendEntry(nil); err != nil {
 			return err
 		}
