@@ -175,7 +175,7 @@ func TestServerDiesUnderLoad(t *testing.T) {
 	if err := journal.Truncate(ringSize); err != nil {
 		t.Fatal(err)
 	}
-	l := &lives{t: t, id: t.Name(), image: image, journal: journal}
+	l := &lives{t: t, id: fmt.Sprintf("%s-%d", t.Name(), os.Getpid()), image: image, journal: journal}
 	t.Cleanup(func() {
 		if l.fuse != nil {
 			_ = l.fuse.Close() // the last copy, once the server is gone
