@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"k8s.io/klog/v2"
+	"k8s.io/mount-utils"
 )
 
 var fsTypes = []string{"ext4", "xfs", "btrfs"}
@@ -158,11 +159,7 @@ func (m *Manager) mount(ctx context.Context, e entry, path string) error {
 }
 
 func (m *Manager) mountWith(ctx context.Context, e entry, path string, options []string) error {
-	args := []string{"-t", e.FSType}
-	if len(options) > 0 {
-		args = append(args, "-o", strings.Join(options, ","))
-	}
-	_, err := m.tools.run(ctx, m.cfg.Deadlines.Mount, "mount", append(args, e.Device.Path, path)...)
+	_, err := m.tools.run(ctx, m.cfg.Deadlines.Mount, "mount", mount.MakeMountArgs(e.Device.Path, path, e.FSType, options)...)
 	if _, stderr, ok := exit(err); ok {
 		return fmt.Errorf("%w: the %s on %s does not mount, or not with its mount flags: %s",
 			ErrNoFilesystem, e.FSType, e.Device.Path, oneLine(stderr))
