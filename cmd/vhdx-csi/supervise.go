@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -103,6 +105,12 @@ func work(cmd *cobra.Command, o *options) error {
 	// It beats for as long as the process lives, the orderly end included.
 	go link.BeatWhile(context.WithoutCancel(cmd.Context()), func() bool { return true })
 	ctx, stop := untilSignal(cmd.Context())
+	if link != nil {
+		// The supervisor passes signals on, and may have two of them for one
+		// wish. It is the one to lose patience.
+		stop()
+		ctx, stop = signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
+	}
 	defer stop()
 	return o.run(ctx, link)
 }
