@@ -106,7 +106,7 @@ func failEach(t *testing.T, seed uint64, kind vhdxtest.Kind, err error) {
 // failOnce runs the script with one fault and judges what comes of it.
 func failOnce(seed uint64, fault vhdxtest.Fault) (struck bool, err error) {
 	h := newHarness(uint64(fault.N), newVisits())
-	h.effort = effort{images: 6, nested: 1000, replayed: 1, goOn: 2, ops: 6, depth: 1}
+	h.effort = effort{nested: 1000, replayed: 1, goOn: 8, ops: 6, depth: 1}
 	h.opts.GrowthStep = faultyWorkload.growth
 	w := &faulty{run: &run{h: h, kind: faultyWorkload, file: vhdxtest.NewFile("faulty.vhdx")}, fault: fault}
 	w.seed(seed) // the same script for every N
@@ -228,7 +228,7 @@ func (w *faulty) poisoned(i int) error {
 // afterwards cuts the power, then opens the file again in the same boot.
 func (w *faulty) afterwards() error {
 	snap := w.file.Snapshot()
-	w.h.cut(snap, w.session, place{{snap.Step(), -1}}, 12)
+	w.h.cut(snap, w.session, place{{snap.Step(), -1}}, 8)
 	if err := w.h.err(); err != nil {
 		return err
 	}

@@ -115,6 +115,7 @@ type harness struct {
 	effort effort
 	visits *visits
 	only   place
+	random bool // the seed says all: it is TestCrash
 
 	mu     sync.Mutex
 	failed error
@@ -140,9 +141,17 @@ func (h *harness) fail(snap *vhdxtest.Snapshot, at place, plan string, err error
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.failed == nil {
-		h.failed = fmt.Errorf("seed %d, step.image %s, %s: %w\nnot durable then:\n%vreproduce: go test ./pkg/vhdx -run 'TestCrash$' -crash.seed=%d -crash.step=%s",
-			h.seed, at, plan, err, snap, h.seed, at)
+		h.failed = fmt.Errorf("seed %d, step.image %s, %s: %w\nnot durable then:\n%v%s", h.seed, at, plan, err, snap, h.repeat(at))
 	}
+}
+
+// repeat tells the command that shows a failure again. A growth behind an
+// operation may shift the steps: without -crash.step all are cut.
+func (h *harness) repeat(at place) string {
+	if !h.random {
+		return ""
+	}
+	return fmt.Sprintf("reproduce: go test ./pkg/vhdx -run 'TestCrash$' -crash.seed=%d -crash.step=%s", h.seed, at)
 }
 
 func (h *harness) err() error {

@@ -68,7 +68,7 @@ func crashSeedOnce(seed uint64, v *visits, only place) error {
 	if raceEnabled && *crashSeed == 0 {
 		kind, h.effort.images = workloads[len(workloads)-1], 2 // the one with writers at once
 	}
-	h.only = only
+	h.only, h.random = only, true
 	if kind.images > 0 {
 		h.effort.images = kind.images
 	}

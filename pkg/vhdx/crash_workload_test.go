@@ -86,16 +86,17 @@ var workloads = []*workload{
 		maxIO:   512, warm: 150, ops: 170, images: 8,
 	},
 	{
-		// Two flushes fill more than the log: room must be made before the second.
+		// Each flush ends a lap of the log. The second finds its head so that
+		// the next lap's first entry reaches the place where the last ended.
 		name:    "log is full",
 		create:  vhdx.CreateOptions{Size: 81 * gib, BlockSize: mib},
 		growth:  256 * mib,
 		blocks:  sequence(160, 512),
 		weights: weights{fill: 1},
-		ops:     4, images: 6, sparse: 16, fills: []int{110, 160},
+		ops:     4, images: 12, sparse: 32, fills: []int{125, 140, 110, 160},
 	},
 	{
-		// One flush takes two entries, and room must be made before the second.
+		// One flush takes several entries, and a lap ends between them.
 		name:    "more than the log",
 		create:  vhdx.CreateOptions{Size: 127 * gib, BlockSize: mib},
 		growth:  512 * mib,

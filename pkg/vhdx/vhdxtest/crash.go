@@ -142,7 +142,7 @@ type strategy struct {
 	plan func(s *Snapshot, r *rand.Rand) Plan
 }
 
-// Plan gives each of the first once, and then the others in turn.
+// Plan gives each of the first once, a sector strategy, and then the others in turn.
 var (
 	fixedStrategies = []strategy{
 		{"none", ops(func(*Snapshot, *rand.Rand) func(int) bool { return func(int) bool { return false } })},
@@ -152,17 +152,18 @@ var (
 			return func(i int) bool { return i == last }
 		})},
 	}
-	turnStrategies = []strategy{
+	sectorStrategies = []strategy{{"sectors512", sectors(512)}, {"sectors4096", sectors(pageSize)}}
+	turnStrategies   = []strategy{
+		sectorStrategies[0],
+		sectorStrategies[1],
 		{"subset", ops(func(_ *Snapshot, r *rand.Rand) func(int) bool {
 			p := likelihood(r)
 			return func(int) bool { return r.Float64() < p }
 		})},
-		{"sectors512", sectors(512)},
 		{"but-one", ops(func(s *Snapshot, r *rand.Rand) func(int) bool {
 			one := s.pick(r)
 			return func(i int) bool { return i != one }
 		})},
-		{"sectors4096", sectors(pageSize)},
 		{"prefix", ops(func(s *Snapshot, r *rand.Rand) func(int) bool {
 			end := s.pick(r)
 			return func(i int) bool { return i < end }
@@ -190,17 +191,19 @@ var (
 	}
 )
 
-// Plan returns plan i of a snapshot: 0 to 2 are none, all, and the last
-// operation alone; then follow the others, at each step beginning with another
-// one. The same seed, snapshot and i give the same plan.
+// Plan returns plan i of a snapshot: 0 to 3 are none, all, the last operation
+// alone, and torn ones; then follow the others, at each step beginning with
+// another one. The same seed, snapshot and i give the same plan.
 func (s *Snapshot) Plan(seed uint64, i int) Plan {
 	st := fixedStrategies[0]
 	switch {
 	case len(s.open) == 0: // one state only
 	case i < len(fixedStrategies):
 		st = fixedStrategies[i]
+	case i == len(fixedStrategies):
+		st = sectorStrategies[s.step%2]
 	default:
-		st = turnStrategies[(i-len(fixedStrategies)+s.step)%len(turnStrategies)]
+		st = turnStrategies[(i+s.step)%len(turnStrategies)]
 	}
 	r := rand.New(rand.NewPCG(mix(seed^mix(uint64(s.step))), uint64(i)))
 	p := st.plan(s, r)

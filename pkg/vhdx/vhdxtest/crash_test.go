@@ -124,7 +124,7 @@ func TestPlansRepeat(t *testing.T) {
 	}
 	s := f.Snapshot()
 	var names []string
-	for i := range 15 {
+	for i := range 16 {
 		a, b := s.Plan(3, i), f.Snapshot().Plan(3, i)
 		if s.Image(a).Hash() != s.Image(b).Hash() {
 			t.Fatalf("%s gives two images", a.Name)
@@ -135,7 +135,7 @@ func TestPlansRepeat(t *testing.T) {
 		}
 	}
 	if len(names) != 15 || strings.Join(names[:3], " ") != "none all last" {
-		t.Fatalf("15 plans have %d strategies: %v", len(names), names)
+		t.Fatalf("16 plans have %d strategies: %v", len(names), names)
 	}
 }
 
