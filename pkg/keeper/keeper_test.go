@@ -37,6 +37,18 @@ func wantErr(t *testing.T, err, want error, part ...string) {
 	}
 }
 
+// within waits, for a minute at most.
+func within[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(time.Minute):
+		t.Fatal("nothing happens for a minute")
+		panic("not reached")
+	}
+}
+
 // I-KEEP-1
 func TestSurvivesItsClient(t *testing.T) {
 	_, socket := startKeeper(t)
@@ -345,10 +357,10 @@ func TestStop(t *testing.T) {
 
 func TestOneKeeper(t *testing.T) {
 	_, socket := startKeeper(t)
-	wantErr(t, Serve(t.Context(), Options{Socket: socket}), ErrRunning, socket)
+	wantErr(t, serve(t.Context(), Options{Socket: socket}, nil), ErrRunning, socket)
 	plain := filepath.Join(t.TempDir(), "file")
 	check(t, os.WriteFile(plain, nil, 0o600))
-	if err := Serve(t.Context(), Options{Socket: plain}); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if err := serve(t.Context(), Options{Socket: plain}, nil); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Fatal(err)
 	}
 	_, err := Dial(t.Context(), plain+"-none")
@@ -388,13 +400,13 @@ func TestKeeperDies(t *testing.T) {
 	check(t, c2.Put(t.Context(), Item{ID: "b", Generation: 2, Meta: []byte("b2")}))
 
 	k.kill()
-	wantErr(t, <-lost, ErrUnavailable)
+	wantErr(t, within(t, lost), ErrUnavailable)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	wantErr(t, c.Put(ctx, Item{ID: "c", Generation: 1}), ErrUnavailable)
 
 	keeperAt(t, "keeper", nil, socket)
-	if n := <-restored; n < 1 {
+	if n := within(t, restored); n < 1 {
 		t.Fatalf("%d items restored", n)
 	}
 	got, err := dial(t, socket).Get(t.Context(), "a")
@@ -414,7 +426,7 @@ func TestKeeperDies(t *testing.T) {
 
 func TestMaintain(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "keeper.sock")
-	t.Setenv(roleEnv, "keeper")
+	t.Setenv(roleEnv, "maintained")
 	notes := make(chan string, 100)
 	m := Maintenance{Socket: socket, Command: []string{"/proc/self/exe", socket}, Note: func(s string) { notes <- s }}
 	stop, err := Maintain(t.Context(), m)

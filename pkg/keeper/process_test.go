@@ -25,15 +25,23 @@ import (
 const roleEnv = "KEEPER_TEST_ROLE"
 
 var roles = map[string]func(args []string) error{
-	"keeper":  roleKeeper,
-	"systemd": roleSystemd,
-	"put":     rolePut,
-	"putting": rolePutting,
-	"dial":    roleDial,
+	"keeper":     roleKeeper,
+	"maintained": roleKeeper,
+	"systemd":    roleSystemd,
+	"put":        rolePut,
+	"putting":    rolePutting,
+	"dial":       roleDial,
+	"look":       roleLook,
 }
 
 func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
+		if role != "systemd" && role != "maintained" { // these have no such input
+			go func() { // it ends with the test, however that ends
+				_, _ = io.Copy(io.Discard, os.Stdin)
+				os.Exit(1)
+			}()
+		}
 		if err := roles[role](os.Args[1:]); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -63,8 +71,9 @@ func roleKeeper(args []string) error {
 
 // roleSystemd becomes a keeper to which systemd passes the descriptors from 3 on.
 func roleSystemd(args []string) error {
-	env := append(os.Environ(), roleEnv+"=keeper", "LISTEN_PID="+strconv.Itoa(os.Getpid()))
-	return unix.Exec("/proc/self/exe", append([]string{"keeper"}, args...), env)
+	_ = os.Setenv(roleEnv, "maintained")
+	_ = os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	return unix.Exec("/proc/self/exe", append([]string{"keeper"}, args...), os.Environ())
 }
 
 // rolePut puts one item, says so, and waits for its death.
@@ -137,6 +146,9 @@ func role(t *testing.T, name string, change func(*exec.Cmd), args ...string) *pr
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = w, os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if change != nil {
 		change(cmd)
 	}

@@ -111,6 +111,11 @@ type server struct {
 // Serve is the keeper's whole life. It returns when the context ends, whatever
 // is held then, or when it was asked to stop and did.
 func Serve(ctx context.Context, o Options) error {
+	return serve(ctx, o, protect())
+}
+
+// serve does without what protects a process as a whole; exposed says so.
+func serve(ctx context.Context, o Options, exposed []string) error {
 	o = o.filled()
 	defer o.detach()()
 	l, unlock, err := listen(o.Socket)
@@ -119,7 +124,7 @@ func Serve(ctx context.Context, o Options) error {
 	}
 	defer unlock()
 	s := &server{
-		o: o, store: newStore(o), started: time.Now(), exposed: protect(),
+		o: o, store: newStore(o), started: time.Now(), exposed: exposed,
 		stopped: make(chan struct{}), sessions: map[*session]bool{}, owners: map[string]*session{},
 	}
 	defer s.store.closeAll()

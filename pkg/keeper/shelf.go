@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"sync"
@@ -26,7 +25,7 @@ import (
 type shelf struct {
 	store  *store
 	note   func(string)
-	notify *net.UnixAddr
+	notify string // path of its socket; @ begins an abstract one
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	wake   chan struct{}
@@ -71,7 +70,7 @@ func openShelf(s *store, note func(string)) (*shelf, error) {
 		return nil, nil
 	}
 	h := &shelf{
-		store: s, note: note, notify: &net.UnixAddr{Name: path, Net: "unixgram"},
+		store: s, note: note, notify: path,
 		wake: make(chan struct{}, 1), dirty: map[string]bool{}, shelved: map[string]shelved{},
 	}
 	h.restore(inherited)
@@ -124,7 +123,7 @@ func (h *shelf) run(ctx context.Context) {
 		case <-h.wake:
 		}
 		for id, ok := h.some(); ok; id, ok = h.some() {
-			if err := h.update(id); err != nil {
+			if err := h.update(ctx, id); err != nil {
 				h.note(fmt.Sprintf("systemd's descriptor store lacks volume %s: %v", id, err))
 				select {
 				case <-ctx.Done():
@@ -156,7 +155,7 @@ type parcel struct {
 }
 
 // update makes systemd's copy of one item what the keeper holds.
-func (h *shelf) update(id string) error {
+func (h *shelf) update(ctx context.Context, id string) error {
 	p, err := h.pack(id)
 	if err != nil {
 		return err
@@ -177,7 +176,7 @@ func (h *shelf) update(id string) error {
 			return err
 		}
 	}
-	if err := h.barrier(); err != nil {
+	if err := h.barrier(ctx); err != nil {
 		return err
 	}
 	h.store.mu.Lock()
@@ -244,19 +243,27 @@ func (h *shelf) give(name string, fd int) error {
 
 // tell sends systemd a message. It waits only if systemd does not read.
 func (h *shelf) tell(text string, files ...int) error {
-	c, err := net.DialUnix("unixgram", nil, h.notify)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	if err := c.SetWriteDeadline(time.Now().Add(shelfPatience)); err != nil {
+	defer func() { _ = unix.Close(fd) }()
+	limit := unix.NsecToTimeval(int64(shelfPatience))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &limit); err != nil {
 		return err
 	}
-	return send(c, []byte(text), files)
+	var rights []byte
+	if len(files) > 0 {
+		rights = unix.UnixRights(files...)
+	}
+	if err := unix.Sendmsg(fd, []byte(text), rights, &unix.SockaddrUnix{Name: h.notify}, unix.MSG_NOSIGNAL); err != nil {
+		return fmt.Errorf("write to %s: %w", h.notify, err)
+	}
+	return nil
 }
 
 // barrier returns when systemd has processed all that it was told.
-func (h *shelf) barrier() error {
+func (h *shelf) barrier(ctx context.Context) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -275,6 +282,7 @@ func (h *shelf) barrier() error {
 	if err := r.SetReadDeadline(time.Now().Add(shelfPatience)); err != nil {
 		return err
 	}
+	defer context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Now()) })()
 	if _, err = r.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil // systemd has closed its end
 	}
