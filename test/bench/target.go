@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -102,10 +103,14 @@ func loop(path, name string) (device, error) {
 	}}, nil
 }
 
-// under puts a prefix (strace and its options) before a command.
+// under puts a prefix (strace and its options) before a command. A server has
+// a process group of its own: Ctrl-C is for this program, which then detaches
+// in order.
 func under(prefix, args []string) *exec.Cmd {
 	args = append(append([]string{}, prefix...), args...)
-	return exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
 }
 
 func attachOurs(prefix []string) func(context.Context, string) (device, error) {
