@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -30,6 +31,7 @@ const roleEnv = "SUPERVISOR_TEST"
 type setup struct {
 	Dir                      string
 	Heartbeat, Grace, Settle time.Duration
+	pid1                     bool
 }
 
 func (s setup) socket() string { return filepath.Join(s.Dir, "sock") }
@@ -52,6 +54,10 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		os.Exit(s.work(l))
+	}
+	flag.Parse()
+	if flag.Lookup("test.fuzz").Value.String() != "" {
+		os.Exit(m.Run()) // the fuzzer's own goroutines may outlast it
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -149,6 +155,8 @@ func (w *work) do(line string) string {
 		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
 	case "hang":
 		close(w.beats)
+	case "open":
+		go func() { _, _ = os.Open(arg) }()
 	case "ready":
 		w.link.Ready()
 	case "notready":
@@ -169,6 +177,15 @@ func (w *work) do(line string) string {
 		return strings.Join(w.link.Quarantined(), ",")
 	case "resume":
 		return w.resume(strings.Fields(arg))
+	case "orphan": // a grandchild whose parent has ended
+		b, err := exec.Command("sh", "-c", "sleep 0.1 >/dev/null & echo $!").Output()
+		if err != nil {
+			return err.Error()
+		}
+		return strings.TrimSpace(string(b))
+	case "exists":
+		pid, _ := strconv.Atoi(arg)
+		return fmt.Sprint(unix.Kill(pid, 0))
 	case "env":
 		return os.Getenv(envName)
 	case "flusher":
@@ -229,6 +246,13 @@ func start(t testing.TB, s setup, plan ...string) *supervised {
 		t.Fatal(err)
 	}
 	v.Cmd = exec.Command("/proc/self/exe")
+	if s.pid1 {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.Cmd = exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", exe)
+	}
 	v.Env = append(os.Environ(), roleEnv+"="+string(b))
 	v.Stderr = os.Stderr
 	r, w, err := os.Pipe()

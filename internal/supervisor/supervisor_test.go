@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -457,4 +458,26 @@ func BenchmarkRestart(b *testing.B) {
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// As PID 1 it collects orphans, and passes on what the worker ends with.
+func TestPID1(t *testing.T) {
+	if _, err := exec.LookPath("unshare"); err != nil {
+		t.Skip("needs unshare(1) of util-linux")
+	}
+	v := start(t, setup{pid1: true})
+	first := v.pid() // in its namespace
+	orphan := v.ask("orphan")
+	v.ask("kill")
+	if r := v.restart(); r.PID != first || r.Cause != "signal: killed" {
+		t.Fatalf("%+v", r)
+	}
+	var out string
+	for range 500 {
+		if out = v.ask("exists " + orphan); out == unix.ESRCH.Error() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("orphan %s is left: %s", orphan, out)
 }
