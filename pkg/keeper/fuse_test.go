@@ -75,7 +75,8 @@ func reply(t *testing.T, fd int, unique uint64, errno unix.Errno, body []byte) {
 // roleLook looks for a name in the directory that is descriptor 3.
 func roleLook(args []string) error {
 	_, err := unix.Openat(3, args[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	fmt.Println("errno", int(err.(unix.Errno)))
+	errno, _ := errors.AsType[unix.Errno](err)
+	fmt.Println("errno", int(errno))
 	return nil
 }
 

@@ -128,7 +128,7 @@ func serve(ctx context.Context, o Options, exposed []string) error {
 		stopped: make(chan struct{}), sessions: map[*session]bool{}, owners: map[string]*session{},
 	}
 	defer s.store.closeAll()
-	if s.shelf, err = openShelf(s.store, o.Note); err != nil {
+	if s.shelf, err = openShelf(ctx, s.store, o.Note); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	defer s.shelf.close()

@@ -60,7 +60,7 @@ const (
 )
 
 // openShelf takes back what systemd has and tells it that the keeper is ready.
-func openShelf(s *store, note func(string)) (*shelf, error) {
+func openShelf(ctx context.Context, s *store, note func(string)) (*shelf, error) {
 	path := os.Getenv("NOTIFY_SOCKET")
 	inherited := listenFDs()
 	if path == "" {
@@ -80,8 +80,7 @@ func openShelf(s *store, note func(string)) (*shelf, error) {
 	s.mu.Lock()
 	s.changed = h.changed
 	s.mu.Unlock()
-	var ctx context.Context
-	ctx, h.cancel = context.WithCancel(context.Background())
+	ctx, h.cancel = context.WithCancel(ctx)
 	h.wg.Go(func() { h.run(ctx) })
 	return h, nil
 }

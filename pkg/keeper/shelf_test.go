@@ -193,7 +193,7 @@ func TestSystemdKeepsItems(t *testing.T) {
 	// SIGTERM may be a restart: systemd has everything, so it ends.
 	check(t, k.Process.Signal(unix.SIGTERM))
 	check(t, k.Wait())
-	k = sys.start(socket)
+	sys.start(socket)
 	c = dial(t, socket)
 	check(t, c.Drop(t.Context(), "vol", 6))
 	check(t, c.Drop(t.Context(), "bare", 9))
