@@ -36,6 +36,10 @@ type Image struct {
 
 	space space
 
+	// syncing is held over each sync and what follows from its failure. Order:
+	// after committing, before space.mu.
+	syncing sync.Mutex
+
 	// committing guards what follows: everything that writes metadata. Order:
 	// committing before space.mu.
 	committing sync.Mutex
@@ -86,10 +90,16 @@ func (im *Image) poisonWith(cause error) error {
 }
 
 // sync makes everything written so far durable. The test switch leaves out the
-// named barrier.
+// named barrier. One at a time: the kernel reports a failure once, and whoever
+// asks next would be told that all is well.
 func (im *Image) sync(b barrier) error {
 	if im.opts.omit.has(b) {
 		return nil
+	}
+	im.syncing.Lock()
+	defer im.syncing.Unlock()
+	if err := im.Poisoned(); err != nil {
+		return err
 	}
 	if err := im.f.Sync(); err != nil {
 		return im.poisonWith(fmt.Errorf("%s: %w", b, err))

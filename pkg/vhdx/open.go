@@ -205,8 +205,8 @@ func (im *Image) checkOverlay(o *overlayFile, b *bat) error {
 const batChunk = 1 << 20
 
 func (im *Image) readEntries(b *bat, l *layout) error {
-	buf := alignedBytes(batChunk)
 	n := int64(len(b.entries))
+	buf := alignedBytes(int(min(batChunk, roundUp(n*ondisk.BATEntrySize, ondisk.PageSize))))
 	for first := int64(0); first < n; first += batChunk / ondisk.BATEntrySize {
 		count := min(n-first, batChunk/ondisk.BATEntrySize)
 		off := b.offset + first*ondisk.BATEntrySize
