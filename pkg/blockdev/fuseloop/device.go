@@ -164,7 +164,7 @@ func (d *Device) newServer(s *session) (*engine, error) {
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, engineNice)
 	e, err := newEngine(s, d.a.o.NoRing)
 	if errors.Is(err, uring.ErrUnavailable) {
-		d.note("serving with blocking threads, at about half the speed: %v", err)
+		d.note("serving with blocking threads, which is slower: %v", err)
 		e, err = newEngine(s, true)
 	}
 	if err != nil {

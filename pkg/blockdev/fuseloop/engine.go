@@ -146,8 +146,8 @@ func (e *engine) quit() {
 
 // restEvery is how often the engine lets the scheduler see it. A goroutine
 // that it has not seen for 10 ms loses its processor in every system call,
-// however short, to a monitor that from then on looks every 20 µs: a fifth of
-// the time of a request.
+// however short, to a monitor that from then on looks every 20 µs: a sixth of
+// the processor time of a request.
 const restEvery = 5 * time.Millisecond
 
 // run serves until the connection ends or quit, and returns when no request

@@ -9,7 +9,7 @@ import (
 
 // The engine where io_uring is not allowed: its thread waits in poll(2), reads
 // and replies by plain calls, and all I/O goes through the slow goroutines,
-// which block. About half the speed of a ring.
+// which block.
 
 func (e *engine) waitPoll(n uint32) error {
 	e.poll = [2]unix.PollFd{{Fd: int32(e.s.fd), Events: unix.POLLIN}, {Fd: int32(e.waker.FD()), Events: unix.POLLIN}}

@@ -14,7 +14,8 @@ const (
 	page = 4096
 	// maxIO is the largest READ or WRITE. The kernel would do 1 MiB, but in
 	// smaller pieces a large request is copied while the piece before it is on
-	// the medium: 0.9 of a raw loop's speed instead of 0.7.
+	// the medium. A connection keeps what INIT said for life: a successor that
+	// resumes it needs buffers at least as large.
 	maxIO = 256 << 10
 	// dataAt is where the data of a request lies in its buffer: headers come
 	// right before it, so that a message is one stretch of memory and its
