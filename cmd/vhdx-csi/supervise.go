@@ -104,15 +104,26 @@ func work(cmd *cobra.Command, o *options) error {
 	}
 	// It beats for as long as the process lives, the orderly end included.
 	go link.BeatWhile(context.WithoutCancel(cmd.Context()), func() bool { return true })
-	ctx, stop := untilSignal(cmd.Context())
 	if link != nil {
-		// The supervisor passes signals on, and may have two of them for one
-		// wish. It is the one to lose patience.
-		stop()
-		ctx, stop = signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
+		return o.run(untilAsked(cmd.Context()), link)
 	}
+	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
 	return o.run(ctx, link)
+}
+
+// untilAsked gives a context that ends when the supervisor asks for an orderly
+// end. It passes signals on, and may have two of them for one wish, the second
+// while this process is ending already: to lose patience is its business.
+func untilAsked(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGTERM, os.Interrupt)
+	go func() {
+		<-asked
+		cancel()
+	}()
+	return ctx
 }
 
 // listen gives the supervisor's listener, or a new one.
