@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -42,10 +43,11 @@ func main() {
 		fmt.Println("vhdx-demo", version)
 		return
 	}
-	// SIGPIPE too: whoever reads the output may go away, as in `vhdx-demo | head`.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	switch err := run(ctx, *binary, *parent, os.Stdout); {
+	// Caught and dropped: a connection to the killed plugin raises it as well.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	switch err := run(ctx, *binary, *parent, output{os.Stdout, stop}); {
 	case err == nil:
 	case ctx.Err() != nil && !errors.Is(err, errDirty):
 		fmt.Fprintln(os.Stderr, "vhdx-demo: interrupted; everything is cleaned up")
@@ -54,6 +56,20 @@ func main() {
 		fmt.Fprintln(os.Stderr, "vhdx-demo:", err)
 		os.Exit(1)
 	}
+}
+
+// output ends the demo when nobody reads it any more, as in `vhdx-demo | head`.
+type output struct {
+	io.Writer
+	stop func()
+}
+
+func (o output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		o.stop()
+	}
+	return n, err
 }
 
 func usage() {
@@ -69,7 +85,7 @@ Flags:`)
 }
 
 // run does everything between making the temporary directory and removing it.
-func run(ctx context.Context, binary, parent string, out *os.File) (err error) {
+func run(ctx context.Context, binary, parent string, out io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("must run as root: it mounts filesystems and makes loop devices")
 	}
