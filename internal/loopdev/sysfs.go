@@ -1,7 +1,9 @@
 package loopdev
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"strconv"
@@ -75,6 +77,44 @@ func Size(n int) int64 {
 		return 0
 	}
 	return sectors * 512 // always in these units, whatever the block size
+}
+
+// Identity names one life of a loop device.
+type Identity struct {
+	Number       int
+	Major, Minor uint32
+	// Sequence is the kernel's diskseq: another one with each file that is
+	// attached, never used twice until the machine starts again. 0: the kernel
+	// does not tell (before Linux 5.15).
+	Sequence uint64
+}
+
+func (i Identity) String() string {
+	return fmt.Sprintf("%s (%d:%d, sequence %d)", Path(i.Number), i.Major, i.Minor, i.Sequence)
+}
+
+// Identify reads sysfs only.
+func Identify(n int) (Identity, error) {
+	dir := "/sys/block/loop" + strconv.Itoa(n)
+	i := Identity{Number: n}
+	dev, err := os.ReadFile(dir + "/dev")
+	if err != nil {
+		return i, fmt.Errorf("identify %s: %w", Path(n), err)
+	}
+	if _, err := fmt.Sscanf(string(dev), "%d:%d", &i.Major, &i.Minor); err != nil {
+		return i, fmt.Errorf("identify %s: %s/dev says %q: %w", Path(n), dir, dev, err)
+	}
+	seq, err := os.ReadFile(dir + "/diskseq")
+	if errors.Is(err, fs.ErrNotExist) {
+		return i, nil
+	}
+	if err == nil {
+		i.Sequence, err = strconv.ParseUint(strings.TrimSpace(string(seq)), 10, 64)
+	}
+	if err != nil {
+		return i, fmt.Errorf("identify %s: %w", Path(n), err)
+	}
+	return i, nil
 }
 
 func bound(n int, tag string) bool { return tagOf(n) == tag }

@@ -61,7 +61,14 @@ var (
 	ErrUnavailable = errors.New("block backend is not available here")
 	// ErrGone: the device that should be resumed does not exist any more.
 	ErrGone = errors.New("device is gone")
+	// ErrUnresumable: what was kept of the device does not fit it, the image or
+	// this version of the backend. Teardown, after every copy of the kept
+	// descriptors is closed, is all that can be done.
+	ErrUnresumable = errors.New("device cannot be resumed")
 )
+
+// MaxMeta is the most bytes of meta that a backend gives to Config.Keep.
+const MaxMeta = 256
 
 // Config says what to attach.
 type Config struct {
@@ -71,11 +78,14 @@ type Config struct {
 	Image Image
 	// QueueDepth is how many requests are served at once; 0: the backend's default.
 	QueueDepth int
-	// Keep, if set, is given the descriptor on which the kernel's requests
-	// come, before the device exists: a process that holds a copy keeps the
-	// device alive over the death of its server, for [Resumer]. The descriptor
-	// is only lent. An error ends the attach.
-	Keep func(requests *os.File) error
+	// Keep, if set, is called once, when the device is complete and before
+	// Attach returns, with what a successor of this process needs to serve it
+	// (see [Resumer]): opaque bytes, at most [MaxMeta], and descriptors, which
+	// are only lent. A process that holds copies of these keeps the device alive
+	// over the death of its server. Before Keep has returned nil such a death
+	// costs the device. An error ends the attach. Neither changes in the life
+	// of the device, so Resume does not call it.
+	Keep func(meta []byte, files ...*os.File) error
 }
 
 // Attacher makes devices of one kind.
@@ -93,11 +103,13 @@ type Attacher interface {
 // Resumer is an Attacher whose devices outlive their server.
 type Resumer interface {
 	Attacher
-	// Resume serves a device whose server has died or released it, on the
-	// descriptor that Config.Keep lent, which it takes over. What was in flight is
-	// sent again, so it may be carried out twice. ErrGone: there is no such
-	// device any more.
-	Resume(ctx context.Context, c Config, requests *os.File) (Device, error)
+	// Resume serves a device whose server has died or released it, with what
+	// Config.Keep was given for it. It takes the files over and closes them on
+	// error too. What was in flight is sent again, so it may be carried out
+	// twice. ErrGone: there is no such device any more. ErrUnresumable: it may
+	// be there, but not for this meta. After an error of any kind the device is
+	// not served.
+	Resume(ctx context.Context, c Config, meta []byte, files []*os.File) (Device, error)
 }
 
 // Releaser is a Device that can be left to a successor.

@@ -66,8 +66,13 @@ func (a *Attacher) Name() string { return Name }
 // tagOf is how the devices of a volume are recognised: the name of the file
 // in the FUSE connection, and of the loop device.
 func tagOf(id string) string {
+	sum := volumeOf(id)
+	return "csi-vhdx-" + hex.EncodeToString(sum[:])
+}
+
+func volumeOf(id string) [16]byte {
 	sum := sha256.Sum256([]byte(id))
-	return "csi-vhdx-" + hex.EncodeToString(sum[:16])
+	return [16]byte(sum[:16])
 }
 
 // Attach makes a device. On any error nothing is left (I-DEV-4).

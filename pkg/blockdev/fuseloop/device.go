@@ -68,15 +68,14 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 	if err != nil {
 		return err
 	}
-	path, err := d.mount(ctx, c, goOn)
-	if err == nil {
-		err = failAt(d.a.o.fault, stepAttached, nil)
+	agreed, err := d.mount(ctx, c, goOn)
+	if err == nil && c.Keep != nil {
+		err = d.keep(c, agreed)
 	}
-	if err != nil {
+	if err = failAt(d.a.o.fault, stepAttached, err); err != nil {
 		d.undo(context.WithoutCancel(ctx), goOn)
 		return err
 	}
-	d.path = path
 	d.detach <- struct{}{}
 	return nil
 }
@@ -178,8 +177,8 @@ func (d *Device) newServer(s *session) (*engine, error) {
 }
 
 // mount makes the device in a child while this process answers the child's
-// requests: the first of them here, the others by the server.
-func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) (string, error) {
+// requests: the first of them here, the others by the server. It sets d.path.
+func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) (params, error) {
 	args := attachArgs{
 		tag: d.tag, blockSize: c.Image.LogicalSectorSize(), readOnly: c.Image.ReadOnly(), fault: d.a.o.fault,
 	}
@@ -201,26 +200,27 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	case <-started:
 	case <-ended:
 	}
-	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, bigSize), ended)
+	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, dataAt+maxIO), ended)
 	if err == nil && c.Keep != nil {
-		err = d.keep(c.Keep, agreed)
+		err = keepable(agreed)
 	}
 	if err = failAt(d.a.o.fault, stepNegotiate, err); err != nil && !errors.Is(err, errGaveUp) {
 		goOn(false) // closes the connection, which ends the child's waits
 		<-ended
-		return "", err
+		return params{}, err
 	}
 	if err == nil {
 		goOn(true)
 	}
 	<-ended
 	if child.err != nil {
-		return "", unavailable(child.err)
+		return params{}, unavailable(child.err)
 	}
 	if err != nil {
-		return "", err
+		return params{}, err
 	}
-	return string(child.out), nil
+	d.path = string(child.out)
+	return agreed, nil
 }
 
 // unavailable marks the errors of a kernel or a container that lacks what

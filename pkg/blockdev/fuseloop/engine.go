@@ -80,7 +80,7 @@ func newEngine(s *session, noRing bool) (_ *engine, err error) {
 	if err := unix.SetNonblock(s.fd, true); err != nil {
 		return nil, fmt.Errorf("make /dev/fuse non-blocking: %w", err)
 	}
-	if e.mem, err = newMemory(s.depth); err != nil {
+	if e.mem, err = newMemory(s.depth, s.maxIO); err != nil {
 		return nil, err
 	}
 	if !noRing {

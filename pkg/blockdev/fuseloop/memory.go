@@ -12,8 +12,8 @@ const (
 	bigBuffers = 32
 )
 
-// memory is the locked memory of one engine: 8 MiB of big buffers and 20 KiB
-// per request.
+// memory is the locked memory of one engine: 8 MiB of big buffers (32 MiB for
+// the largest maxIO) and 20 KiB per request.
 type memory struct {
 	all   []byte
 	big   [][]byte
@@ -22,7 +22,8 @@ type memory struct {
 	leak  bool // operations may still be under way in it
 }
 
-func newMemory(depth int) (memory, error) {
+func newMemory(depth int, maxIO int64) (memory, error) {
+	bigSize := dataAt + int(maxIO)
 	all, err := uring.Map(bigBuffers*bigSize + depth*smallSize + page)
 	if err != nil {
 		return memory{}, err

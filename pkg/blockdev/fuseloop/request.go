@@ -12,11 +12,12 @@ import (
 
 const (
 	page = 4096
-	// maxIO is the largest READ or WRITE. The kernel would do 1 MiB, but in
-	// smaller pieces a large request is copied while the piece before it is on
-	// the medium. A connection keeps what INIT said for life: a successor that
-	// resumes it needs buffers at least as large.
-	maxIO = 256 << 10
+	// maxIO is the largest READ or WRITE of a new connection. The kernel would
+	// do mostIO, but in smaller pieces a large request is copied while the piece
+	// before it is on the medium. A connection keeps what INIT said for life, so
+	// that of one that is resumed may be another.
+	maxIO  = 256 << 10
+	mostIO = 1 << 20
 	// dataAt is where the data of a request lies in its buffer: headers come
 	// right before it, so that a message is one stretch of memory and its
 	// data begins on a page.
@@ -24,7 +25,6 @@ const (
 	// messageAt is where a read of /dev/fuse begins: WRITE's data then falls
 	// on dataAt.
 	messageAt = dataAt - w.SizeInHeader - w.SizeWriteIn
-	bigSize   = dataAt + maxIO
 )
 
 // request is one FUSE request from its arrival to its reply. See I-FL-1.
@@ -117,7 +117,7 @@ func (s *session) decode(msg []byte, r *request) (class, error) {
 
 // dataFits checks a READ or a WRITE that came with sent bytes of data.
 func (s *session) dataFits(r *request, sent int) bool {
-	if r.off < 0 || r.n > maxIO {
+	if r.off < 0 || r.n > s.maxIO {
 		return false
 	}
 	return r.op == w.OpRead || int64(sent) == r.n

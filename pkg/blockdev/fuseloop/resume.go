@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,26 +20,63 @@ var (
 	_ blockdev.Releaser = (*Device)(nil)
 )
 
-// keep lends the connection to whoever holds it over the death of this process.
-// It is of use only where the kernel sends requests in flight again.
-func (d *Device) keep(lend func(*os.File) error, agreed params) error {
+// keepable refuses to keep a device on a kernel that does not send requests in
+// flight again: it would hang over the death of its server.
+func keepable(agreed params) error {
 	if agreed.flags&w.HasResend == 0 {
 		return fmt.Errorf("this kernel does not send requests again that a dead server has read (Linux 6.9 does): a device would hang over the death of the plugin: %w", blockdev.ErrUnavailable)
 	}
-	return lend(d.fuse)
+	return nil
 }
 
-// Resume serves a device whose server is no more. INIT never comes again, and
-// nothing of what it agreed on is needed to serve. The kernel is told to send
-// again what the dead server had read and not answered, before anything is
-// read. fuse is closed on error too.
-func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, fuse *os.File) (blockdev.Device, error) {
+// keep gives what a successor needs to whoever holds it over the death of this
+// process.
+func (d *Device) keep(c blockdev.Config, agreed params) error {
+	n, err := loopdev.Number(d.path)
+	if err != nil {
+		return err
+	}
+	loop, err := loopdev.Identify(n)
+	if err != nil {
+		return fmt.Errorf("note what a successor needs: %w", err)
+	}
+	k := kept{
+		params: agreed, connection: connectionOf(d.fuse), loop: loop,
+		blockSize: uint32(c.Image.LogicalSectorSize()), readOnly: c.Image.ReadOnly(), volume: volumeOf(d.id),
+	}
+	if err := c.Keep(k.encode(), d.fuse); err != nil {
+		return fmt.Errorf("keep %s for a successor: %w", d.path, err)
+	}
+	return nil
+}
+
+// connectionOf is the number of the FUSE connection, 0 where the kernel does
+// not tell (before Linux 6.14).
+func connectionOf(fuse *os.File) uint32 {
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(fuse.Fd())))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "fuse_connection:"); ok {
+			n, _ := strconv.ParseUint(strings.TrimSpace(v), 10, 32)
+			return uint32(n)
+		}
+	}
+	return 0
+}
+
+// Resume serves a device whose server is no more. INIT never comes again: meta
+// says what it agreed on. The kernel is told to send again what the dead
+// server had read and not answered, before anything is read.
+func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, meta []byte, files []*os.File) (blockdev.Device, error) {
 	wrap := func(err error) error { return fmt.Errorf("resume volume %s: %w", c.ID, err) }
-	own, err := takeOver(fuse)
+	own, err := takeOver(files)
 	if err != nil {
 		return nil, wrap(err)
 	}
-	if err := cmpErr(ctx.Err(), check(c)); err != nil {
+	k, err := resumable(ctx, c, meta)
+	if err != nil {
 		_ = own.Close()
 		return nil, wrap(err)
 	}
@@ -50,7 +89,7 @@ func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, fuse *os.File)
 		return nil, wrap(err)
 	}
 	d := &Device{a: a, id: c.ID, tag: tag, image: c.Image, fuse: own, detach: make(chan struct{}, 1), done: make(chan struct{})}
-	if err := d.resume(c); err != nil {
+	if err := d.resume(c, k); err != nil {
 		a.forget(tag, nil)
 		return nil, wrap(err)
 	}
@@ -58,6 +97,17 @@ func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, fuse *os.File)
 	a.live[tag] = d
 	a.mu.Unlock()
 	return d, nil
+}
+
+func resumable(ctx context.Context, c blockdev.Config, meta []byte) (kept, error) {
+	if err := cmpErr(ctx.Err(), check(c)); err != nil {
+		return kept{}, err
+	}
+	k, err := decodeKept(meta)
+	if err != nil {
+		return kept{}, err
+	}
+	return k, k.fits(c)
 }
 
 func cmpErr(errs ...error) error {
@@ -69,9 +119,16 @@ func cmpErr(errs ...error) error {
 	return nil
 }
 
-// takeOver makes the descriptor one that the Go runtime does not watch: it
+// takeOver makes the one descriptor one that the Go runtime does not watch: it
 // would be woken for every request.
-func takeOver(fuse *os.File) (*os.File, error) {
+func takeOver(files []*os.File) (*os.File, error) {
+	if len(files) != 1 {
+		for _, f := range files {
+			_ = f.Close()
+		}
+		return nil, fmt.Errorf("%d descriptors were kept of the device, not 1: %w", len(files), blockdev.ErrUnresumable)
+	}
+	fuse := files[0]
 	fd := -1
 	raw, err := fuse.SyscallConn()
 	if err == nil {
@@ -92,17 +149,15 @@ func takeOver(fuse *os.File) (*os.File, error) {
 }
 
 // resume closes the connection on error.
-func (d *Device) resume(c blockdev.Config) error {
-	found, err := loopdev.Find(d.tag)
-	if err == nil && len(found) != 1 {
-		err = fmt.Errorf("%d loop devices of this volume: %w", len(found), blockdev.ErrGone)
-	}
-	if err != nil {
+func (d *Device) resume(c blockdev.Config, k kept) error {
+	if err := d.same(c, k); err != nil {
 		_ = d.fuse.Close()
 		return err
 	}
-	d.path = loopdev.Path(found[0].Number)
-	goOn, err := d.startServer(newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image))
+	d.path = loopdev.Path(k.loop.Number)
+	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
+	s.maxIO = int64(k.maxIO)
+	goOn, err := d.startServer(s)
 	if err != nil {
 		return err
 	}
@@ -113,6 +168,35 @@ func (d *Device) resume(c blockdev.Config) error {
 	}
 	d.detach <- struct{}{}
 	goOn(true)
+	return nil
+}
+
+// same checks that the device is there, is the very one that was kept, and
+// fits the connection and the image.
+func (d *Device) same(c blockdev.Config, k kept) error {
+	found, err := loopdev.Find(d.tag)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("%s of this volume: %w", loopdev.Path(k.loop.Number), blockdev.ErrGone)
+	}
+	if len(found) > 1 {
+		return fmt.Errorf("%d loop devices of this volume: %w", len(found), blockdev.ErrUnresumable)
+	}
+	now, err := loopdev.Identify(found[0].Number)
+	if err != nil {
+		return err
+	}
+	if now != k.loop {
+		return fmt.Errorf("the volume's device is now %v and was %v: %w", now, k.loop, blockdev.ErrUnresumable)
+	}
+	if have := connectionOf(d.fuse); have != k.connection {
+		return fmt.Errorf("the descriptor is of FUSE connection %d, the device's is %d: %w", have, k.connection, blockdev.ErrUnresumable)
+	}
+	if have, image := found[0].Size, c.Image.Size(); have > image {
+		return fmt.Errorf("%s has %d bytes, the image only %d: %w", loopdev.Path(k.loop.Number), have, image, blockdev.ErrUnresumable)
+	}
 	return nil
 }
 

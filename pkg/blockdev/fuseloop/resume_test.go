@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -23,7 +24,7 @@ import (
 
 const (
 	lifeVariable = "FUSELOOP_TEST_LIFE" // the image's path: serve it, on descriptors left by the last life
-	// There was a life before, and its connection is descriptor 5.
+	// There was a life before: what it gave to Keep, in hex. Its connection is descriptor 5.
 	againVariable = "FUSELOOP_TEST_AGAIN"
 	ringSize      = 1 << 20
 )
@@ -51,13 +52,13 @@ func serveLife(id, path string) {
 		if err != nil {
 			return err
 		}
-		c := blockdev.Config{ID: id, Image: im, Keep: func(f *os.File) error {
-			return unix.Sendmsg(4, []byte{1}, unix.UnixRights(int(f.Fd())), nil, 0)
+		c := blockdev.Config{ID: id, Image: im, Keep: func(meta []byte, files ...*os.File) error {
+			return unix.Sendmsg(4, meta, unix.UnixRights(int(files[0].Fd())), nil, 0)
 		}}
 		a, ctx := New(Options{}), context.Background()
 		var d blockdev.Device
-		if os.Getenv(againVariable) != "" {
-			d, err = a.Resume(ctx, c, os.NewFile(5, "fuse"))
+		if meta, _ := hex.DecodeString(os.Getenv(againVariable)); len(meta) > 0 {
+			d, err = a.Resume(ctx, c, meta, []*os.File{os.NewFile(5, "fuse")})
 		} else {
 			d, err = a.Attach(ctx, c)
 		}
@@ -85,6 +86,7 @@ type lives struct {
 	image   string
 	journal *os.File
 	fuse    *os.File
+	meta    []byte
 }
 
 func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
@@ -101,7 +103,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	cmd.ExtraFiles = []*os.File{l.journal, theirs}
 	if l.fuse != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, l.fuse)
-		cmd.Env = append(cmd.Env, againVariable+"=1")
+		cmd.Env = append(cmd.Env, againVariable+"="+hex.EncodeToString(l.meta))
 	}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -117,7 +119,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	_ = theirs.Close()
 	l.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	if l.fuse == nil {
-		l.fuse = l.receive(pair[0])
+		l.fuse, l.meta = l.receive(pair[0])
 	}
 	line := make([]byte, 4096)
 	n, _ := out.Read(line)
@@ -136,10 +138,11 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	}
 }
 
-func (l *lives) receive(socket int) *os.File {
+func (l *lives) receive(socket int) (*os.File, []byte) {
 	l.t.Helper()
 	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	meta := make([]byte, blockdev.MaxMeta)
+	have, n, _, _, err := unix.Recvmsg(socket, meta, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -151,7 +154,7 @@ func (l *lives) receive(socket int) *os.File {
 	if err != nil || len(fds) != 1 {
 		l.t.Fatalf("%v, %v", fds, err)
 	}
-	return os.NewFile(uintptr(fds[0]), "fuse")
+	return os.NewFile(uintptr(fds[0]), "fuse"), meta[:have]
 }
 
 // kill -9 of the server again and again, while new blocks are written through
@@ -262,4 +265,13 @@ func stampPage(p []byte, block int64) {
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], uint64(block)<<20|uint64(i)+1)
 	}
+}
+
+// dup copies a descriptor as a keeper would have it.
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }

@@ -26,6 +26,7 @@ type session struct {
 	fd       int    // /dev/fuse, O_NONBLOCK
 	name     string // of the one file
 	depth    int    // requests at once
+	maxIO    int64  // the largest READ or WRITE that INIT allowed
 	image    blockdev.Image
 	pinner   blockdev.Pinner // nil: the image has no descriptor
 	imageFD  int
@@ -36,7 +37,7 @@ type session struct {
 
 func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 	s := &session{
-		fd: fd, name: name, depth: depth, image: image,
+		fd: fd, name: name, depth: depth, maxIO: maxIO, image: image,
 		imageFD: -1, align: 1, sector: image.LogicalSectorSize(), readOnly: image.ReadOnly(),
 	}
 	if p, ok := image.(blockdev.Pinner); ok {
@@ -97,11 +98,12 @@ const (
 	needFlags        = w.AsyncDIO | w.MaxPages | w.InitExt
 )
 
-// params is what INIT agreed on: with the descriptor, all that a successor of
-// this process must be told, for INIT never comes again.
+// params is what INIT agreed on. It never comes again, so that a successor of
+// this process is told; see kept.
 type params struct {
 	minor uint32
 	flags uint64
+	maxIO uint32 // the largest READ or WRITE
 }
 
 // negotiate answers INIT, the first request of a connection. Until the mount
@@ -140,7 +142,7 @@ func answerInit(fd, depth int, msg []byte) (params, error) {
 	if err != nil {
 		return params{}, err
 	}
-	p := params{minor: min(in.Minor, w.KernelMinorVersion), flags: in.Flags & wantFlags}
+	p := params{minor: min(in.Minor, w.KernelMinorVersion), flags: in.Flags & wantFlags, maxIO: maxIO}
 	if in.Major != w.KernelVersion || in.Minor < w.MinMinorVersion || in.Flags&needFlags != needFlags {
 		return params{}, fmt.Errorf("kernel speaks FUSE %d.%d with flags %#x, needs %d.%d and %#x (Linux 5.17): %w",
 			in.Major, in.Minor, in.Flags, w.KernelVersion, w.MinMinorVersion, needFlags, blockdev.ErrUnavailable)
@@ -150,7 +152,7 @@ func answerInit(fd, depth int, msg []byte) (params, error) {
 	n := w.InitOut{
 		Minor: p.minor, MaxReadahead: in.MaxReadahead, Flags: p.flags,
 		MaxBackground: background, CongestionThreshold: background,
-		MaxWrite: maxIO, MaxPages: maxIO / page,
+		MaxWrite: p.maxIO, MaxPages: uint16(p.maxIO / page),
 	}.Put(out[w.SizeOutHeader:])
 	w.PutOutHeader(out, h.Unique, 0, n)
 	if _, err := unix.Write(fd, out); err != nil {
