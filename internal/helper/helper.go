@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 )
 
 const (
@@ -79,6 +81,7 @@ func (c Call) Run(ctx context.Context) ([]byte, error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Name, err)
 	}
+	deathpoint.Helper(c.Name)
 	if c.Started != nil {
 		c.Started()
 	}

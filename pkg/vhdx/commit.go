@@ -3,6 +3,7 @@ package vhdx
 import (
 	"fmt"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -56,13 +57,16 @@ func (im *Image) commitLocked() error {
 	if err := im.logDirty(); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.EntryWritten)
 	if err := im.syncLog(syncCommit); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.EntrySynced)
 	im.flushDone = covers
 	im.reclaim(cleaned)
 	if im.opts.Journal != nil {
 		im.opts.Journal.Dropped(journalled)
+		deathpoint.Reach(deathpoint.RecordsDropped)
 	}
 	if l := &im.log; l.used() > l.length/2 {
 		return im.apply() // durable with the next flush's sync; the entry after that frees the space

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -81,6 +82,7 @@ func (im *Image) renewFileWriteGUID() error {
 		if err := j.Announce(im.headers.current.FileWriteGUID, guid); err != nil {
 			return fmt.Errorf("%s: volatile journal: %w", im.name, err)
 		}
+		deathpoint.Reach(deathpoint.GUIDAnnounced)
 	}
 	if err := im.writeHeader(func(h *ondisk.Header) { h.FileWriteGUID = guid }); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -143,11 +144,16 @@ func (im *Image) writeResolved(p []byte, r *Resolution) error {
 		_, err := im.f.WriteAt(p, at)
 		return err
 	}
+	if len(r.claims) > 0 {
+		deathpoint.Reach(deathpoint.BlockClaimed)
+	}
 	if _, err := im.f.WriteAt(p, r.Extents[0].FileOffset); err != nil {
 		r.Abort()
 		return err
 	}
-	return r.Commit()
+	err := r.Commit()
+	deathpoint.Reach(deathpoint.MappingPublished)
+	return err
 }
 
 // WriteZeroes makes a range read zero. Blocks that have space keep it; blocks

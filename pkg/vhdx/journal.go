@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -134,8 +135,11 @@ func (im *Image) resume() error {
 	case len(im.inherited.Records) == 0:
 		return nil
 	}
+	deathpoint.Reach(deathpoint.RecordsInherited)
 	if err := im.begin(); err != nil {
 		return err
 	}
-	return im.commit()
+	err := im.commit()
+	deathpoint.Reach(deathpoint.TakeoverCommitted)
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -202,8 +203,10 @@ func (im *Image) apply() error {
 		if err := im.writeMetadata(run, offsets[0]); err != nil {
 			return err
 		}
+		deathpoint.Reach(deathpoint.Applying)
 		offsets = offsets[n:]
 	}
+	deathpoint.Reach(deathpoint.Applied)
 	l.applied = l.synced
 	return nil
 }
@@ -251,6 +254,7 @@ func (im *Image) newLap(length int) error {
 		}
 	}
 	im.log.head = 0
+	deathpoint.Reach(deathpoint.LapEnded)
 	return nil
 }
 

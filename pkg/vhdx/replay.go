@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -70,6 +71,7 @@ func (im *Image) replay() error {
 	if err := im.renewFileWriteGUID(); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.ReplayBegun)
 	if err := im.each(l, s, im.applyDescriptor); err != nil {
 		return err
 	}
@@ -82,6 +84,7 @@ func (im *Image) replay() error {
 	if err := im.sync(syncReplay); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.ReplayApplied)
 	return im.clearLogGUID(syncReplayClear)
 }
 

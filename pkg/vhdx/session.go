@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -72,6 +73,7 @@ func (im *Image) startSession() error {
 	if err := im.scrub(); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.SpaceScrubbed)
 	h := im.headers.current
 	im.log = logWriter{
 		offset: int64(h.LogOffset), length: h.LogLength,
@@ -83,6 +85,7 @@ func (im *Image) startSession() error {
 		}); err != nil {
 			return err
 		}
+		deathpoint.Reach(deathpoint.LogPublished)
 		return im.syncHeader(syncLogGUID)
 	}
 	firstEntry := func() error {
@@ -177,9 +180,11 @@ func (im *Image) endSession() error {
 	if err := im.syncLog(syncCloseApply); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.CloseApplied)
 	if err := im.clearLogGUID(syncCloseClear); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.CloseCleared)
 	end := im.usedEnd()
 	if im.metadata.params.LeaveBlocksAllocated {
 		end = max(end, im.fileEnd)

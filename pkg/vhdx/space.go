@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -115,6 +116,7 @@ func (im *Image) extend(target int64) error {
 	if err := im.f.Truncate(target); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.FileGrown)
 	return im.sync(syncGrowth)
 }
 
@@ -174,12 +176,14 @@ func (im *Image) tryPublish(c *claim) error {
 		b := im.bat.Load()
 		index := b.payloadIndex(c.block)
 		entry := ondisk.MakeBATEntry(ondisk.BlockFullyPresent, c.off)
+		deathpoint.Reach(deathpoint.PayloadWritten)
 		if err := im.record(JournalRecord{Kind: JournalMapped, Entry: uint64(index), Value: uint64(entry)}); err != nil {
 			if !isJournalFull(err) {
 				s.drop(c, im.blockSize)
 			}
 			return err
 		}
+		deathpoint.Reach(deathpoint.MappingRecorded)
 		b.set(index, entry)
 		c.published = true
 		delete(s.pending, c.block)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
@@ -64,13 +65,17 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 	if err := d.openFuse(); err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.AttachOpened)
 	goOn, err := d.startServer(newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image))
 	if err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.AttachServer)
 	agreed, err := d.mount(ctx, c, goOn)
+	deathpoint.Reach(deathpoint.AttachDone)
 	if err == nil && c.Keep != nil {
 		err = d.keep(c, agreed)
+		deathpoint.Reach(deathpoint.AttachKept)
 	}
 	if err = failAt(d.a.o.fault, stepAttached, err); err != nil {
 		d.undo(context.WithoutCancel(ctx), goOn)
@@ -201,6 +206,7 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	case <-ended:
 	}
 	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, dataAt+maxIO), ended)
+	deathpoint.Reach(deathpoint.AttachNegotiated)
 	if err == nil && c.Keep != nil {
 		err = keepable(agreed)
 	}
@@ -281,11 +287,13 @@ func (d *Device) Detach(ctx context.Context) error {
 		return nil // detached before
 	}
 	d.setDetaching(true)
+	deathpoint.Reach(deathpoint.DetachBegun)
 	flushed, err := runDetach(ctx, d.path, d.tag)
 	if err != nil {
 		d.setDetaching(false)
 		return wrap(err)
 	}
+	deathpoint.Reach(deathpoint.DetachRemoved)
 	if flushed != "" {
 		d.note("the last flush failed: %s", flushed)
 	}

@@ -6,6 +6,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
+
 	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
@@ -61,6 +63,7 @@ func (e *engine) launch(i int32) {
 	}
 	r.state = stateSlow
 	e.slow.submit(i, r.op)
+	deathpoint.Reach(deathpoint.SlowQueued)
 }
 
 func (e *engine) launchRing(i int32, r *request) bool {
@@ -91,6 +94,7 @@ func (e *engine) launchRing(i int32, r *request) bool {
 func (e *engine) payloadDone(i int32, res int32) {
 	r := &e.reqs[i]
 	e.s.pinner.Unpin(r.pin)
+	deathpoint.Reach(deathpoint.RingDone)
 	switch errno := syscall.Errno(-res); {
 	case int64(res) == r.n:
 		r.got = r.n
@@ -134,6 +138,7 @@ func (e *engine) answer(i int32) {
 		e.ring.WriteQuiet(fuseFD, msg, uring.NoOffset, tagReply|uint64(uint32(i)))
 	}
 	e.replied = append(e.replied, i)
+	deathpoint.Reach(deathpoint.ReplyQueued)
 }
 
 // release frees the requests whose replies have been submitted.

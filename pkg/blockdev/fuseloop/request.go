@@ -7,6 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
+
 	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
 )
 
@@ -132,8 +134,11 @@ func (s *session) execute(r *request) {
 		r.errno = s.write(r)
 	case w.OpFallocate:
 		r.errno = s.fallocate(r)
+		deathpoint.Reach(deathpoint.ZeroDone)
 	default: // FSYNC
+		deathpoint.Reach(deathpoint.FlushBegun)
 		r.errno = errnoOf(s.image.Flush())
+		deathpoint.Reach(deathpoint.FlushDone)
 	}
 }
 

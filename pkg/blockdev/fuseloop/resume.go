@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 
@@ -155,19 +156,23 @@ func (d *Device) resume(c blockdev.Config, k kept) error {
 		return err
 	}
 	d.path = loopdev.Path(k.loop.Number)
+	deathpoint.Reach(deathpoint.ResumeTaken)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
 	s.maxIO = int64(k.maxIO)
 	goOn, err := d.startServer(s)
 	if err != nil {
 		return err
 	}
+	deathpoint.Reach(deathpoint.ResumeServer)
 	if err := resend(int(d.fuse.Fd())); err != nil {
 		goOn(false)
 		<-d.done
 		return err
 	}
+	deathpoint.Reach(deathpoint.ResumeResent)
 	d.detach <- struct{}{}
 	goOn(true)
+	deathpoint.Reach(deathpoint.ResumeDone)
 	return nil
 }
 

@@ -1,0 +1,128 @@
+package deathpoint
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A point that stands in no code is never reached, and nobody would notice.
+func TestEveryPointStandsInTheCode(t *testing.T) {
+	used := map[string]int{}
+	use := regexp.MustCompile(`deathpoint\.Reach\(deathpoint\.(\w+)\)`)
+	helpers := 0
+	const root = "../.."
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != root && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		for _, m := range use.FindAllSubmatch(b, -1) {
+			used[string(m[1])]++
+		}
+		helpers += strings.Count(string(b), "deathpoint.Helper(")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("points.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := regexp.MustCompile(`(?m)^\t(\w+): +("|helperPrefix)`).FindAllSubmatch(source, -1)
+	if want := len(All()); len(table) != want {
+		t.Fatalf("%d names for %d points", len(table), want)
+	}
+	for _, m := range table {
+		if name := string(m[1]); string(m[2]) == "helperPrefix" {
+			continue
+		} else if used[name] == 0 {
+			t.Errorf("no call of Reach(%s)", name)
+		}
+	}
+	if helpers == 0 {
+		t.Error("no call of Helper")
+	}
+}
+
+func TestNamesAreUnique(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range All() {
+		if p.String() == "" || seen[p.String()] {
+			t.Errorf("point %d is named %q", p, p)
+		}
+		seen[p.String()] = true
+	}
+	if End.String() != "no point" {
+		t.Errorf("End is %q", End)
+	}
+}
+
+func TestPageCountsDown(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "page")
+	mine, err := CreatePage(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := OpenPage(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var died []int
+	for i := range 5 {
+		if i == 1 {
+			mine.Arm(Applied, 3)
+		}
+		if theirs.reach(EntryWritten) {
+			t.Fatal("dies where nothing is armed")
+		}
+		if theirs.reach(Applied) {
+			died = append(died, i)
+		}
+	}
+	if diff := cmp.Diff([]int{3}, died); diff != "" {
+		t.Errorf("deaths (-want +got):\n%s", diff)
+	}
+	n, when, at := mine.Deaths()
+	if n != 1 || at != Applied || when <= 0 || when > Now() {
+		t.Errorf("deaths: %d, at %v, %v", n, when, at)
+	}
+	if mine.Hits(Applied) != 5 || mine.Hits(EntryWritten) != 5 || mine.Hits(Applying) != 0 {
+		t.Errorf("hits: %d, %d, %d", mine.Hits(Applied), mine.Hits(EntryWritten), mine.Hits(Applying))
+	}
+	if mine.Disarm() {
+		t.Error("it was disarmed by the death")
+	}
+	mine.Arm(Applied, 1)
+	if !mine.Disarm() || theirs.reach(Applied) {
+		t.Error("dies after it was disarmed")
+	}
+}
+
+func TestNoPage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "page")
+	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenPage(path); err == nil {
+		t.Error("takes a file of 5 bytes")
+	}
+	if _, err := CreatePage(path); err == nil {
+		t.Error("takes a file that is there")
+	}
+}

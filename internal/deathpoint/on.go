@@ -1,0 +1,48 @@
+//go:build chaos
+
+package deathpoint
+
+import (
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// shared opens the page once. A process that has been given none, or one that
+// it cannot use, reaches no point: it says so and lives.
+var shared = sync.OnceValue(func() *Page {
+	path := os.Getenv(Variable)
+	if path == "" {
+		return nil
+	}
+	p, err := OpenPage(path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "deathpoint:", err)
+	}
+	return p
+})
+
+var helpers = sync.OnceValue(func() map[string]Point {
+	m := make(map[string]Point, End)
+	for _, p := range All() {
+		m[p.String()] = p
+	}
+	return m
+})
+
+// Reach says that the process has come to p, where it may have to die.
+func Reach(p Point) {
+	if page := shared(); page != nil && page.reach(p) {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL) // oneself one may always
+		select {}                                // for the moment until then
+	}
+}
+
+// Helper says that a helper child of that name has just been started.
+func Helper(name string) {
+	if p := helpers()[helperPrefix+name]; p != none {
+		Reach(p)
+	}
+}
