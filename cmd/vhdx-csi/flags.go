@@ -22,6 +22,7 @@ type options struct {
 	pools           []string
 	stateDir        string
 	backend         string
+	allowDeviceLoss bool
 	keeperSocket    string
 	keeperGiven     bool // the keeper is somebody else's to start
 	maxVolumes      int64
@@ -108,6 +109,8 @@ func (o *options) register(fs *pflag.FlagSet) {
 		"With --mode=all the default is default=STATE-DIR/pool,local")
 	fs.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory for what this node has staged; must survive a restart of the plugin")
 	fs.StringVar(&o.backend, "backend", backendAuto, "how images become block devices: auto or fuseloop")
+	fs.BoolVar(&o.allowDeviceLoss, "allow-device-loss", false, "attach volumes although this node's kernel cannot carry their devices over the death of the plugin (before Linux 6.9.4): "+
+		"such a death then costs them, with what was not flushed, and the pods that use them must be restarted")
 	fs.StringVar(&o.keeperSocket, "keeper-socket", "", keeperUsage+". By default the plugin starts one itself, at STATE-DIR/"+keeperSocketName)
 	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler; 0 is no limit")
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")

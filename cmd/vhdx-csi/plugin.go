@@ -87,7 +87,7 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 // startNode makes the node manager, settles what an earlier process left, and
 // tells the pools about this node.
 func (o *options) startNode(ctx context.Context, set *pool.Set) (*node.Manager, error) {
-	attacher, err := newAttacher(klog.FromContext(ctx), o.backend)
+	attacher, err := o.newAttacher(klog.FromContext(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -120,14 +120,17 @@ const (
 	backendFuseloop = "fuseloop"
 )
 
-func newAttacher(log klog.Logger, name string) (blockdev.Attacher, error) {
-	switch name {
+func (o *options) newAttacher(log klog.Logger) (blockdev.Attacher, error) {
+	switch o.backend {
 	case backendAuto, backendFuseloop:
-		return fuseloop.New(fuseloop.Options{Note: func(id, text string) {
-			log.Info("Block device is not at its best", "volume", id, "backend", fuseloop.Name, "reason", text)
-		}}), nil
+		return fuseloop.New(fuseloop.Options{
+			AllowWithoutResend: o.allowDeviceLoss,
+			Note: func(id, text string) {
+				log.Info("Block device is not at its best", "volume", id, "backend", fuseloop.Name, "reason", text)
+			},
+		}), nil
 	}
-	return nil, fmt.Errorf("--backend=%s: there is auto and fuseloop", name)
+	return nil, fmt.Errorf("--backend=%s: there is auto and fuseloop", o.backend)
 }
 
 // serve answers calls until the context ends or the socket fails.

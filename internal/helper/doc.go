@@ -35,6 +35,6 @@
 //
 //	I-HLP-1  Run returns at most KillGrace after the deadline or the end of the context, whatever the child does.
 //	I-HLP-2  A child that is not stuck has been reaped, with its process group killed if it did not end by itself, when Run returns.
-//	I-HLP-3  A child dies with the process that started it: a successor never races an orphan.
-//	I-HLP-4  A child has no descriptor of the parent but the three standard ones and Call.Files, and never waits for input.
+//	I-HLP-3  A child dies with the process that started it. One that waits in the kernel dies when that wait ends: with [Hold] a successor can wait for it.
+//	I-HLP-4  A child has no descriptor of the parent but the three standard ones, Call.Files and what [Hold] gives, and never waits for input.
 package helper

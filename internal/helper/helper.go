@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -55,6 +56,16 @@ type Call struct {
 	Deadline time.Duration
 }
 
+type heldKey struct{}
+
+// Hold gives f to every child that is started under the context returned, after
+// Call.Files. A child that outlives this process, because it waits in the
+// kernel, keeps f open, and with it a lock of flock(2) on it: so a successor can
+// wait until none is left.
+func Hold(ctx context.Context, f *os.File) context.Context {
+	return context.WithValue(ctx, heldKey{}, f)
+}
+
 // Run runs a tool and returns what it wrote to standard output.
 func Run(ctx context.Context, deadline time.Duration, name string, args ...string) ([]byte, error) {
 	return Call{Name: name, Args: args, Deadline: deadline}.Run(ctx)
@@ -70,6 +81,9 @@ func RunSelf(ctx context.Context, deadline time.Duration, name string, args ...s
 func (c Call) Run(ctx context.Context) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("run %s: %w", c.Name, err)
+	}
+	if f, ok := ctx.Value(heldKey{}).(*os.File); ok && f != nil {
+		c.Files = append(slices.Clone(c.Files), f)
 	}
 	cmd, err := c.command()
 	if err != nil {

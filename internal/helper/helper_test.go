@@ -112,6 +112,63 @@ func TestDeadlineKillsTheGroup(t *testing.T) {
 	}
 }
 
+// I-HLP-4: what is held comes after the files of the call, and is a copy: a lock
+// on it lives as long as the child.
+func TestHold(t *testing.T) {
+	f, err := os.Create(t.TempDir() + "/orphans")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("held"); err != nil {
+		t.Fatal(err)
+	}
+	files := []*os.File{openHostname(t)}
+	ctx := helper.Hold(t.Context(), f)
+	out, err := helper.Call{Name: "fds", Self: true, Files: files}.Run(ctx)
+	if err != nil || !strings.Contains(string(out), "3 /etc/hostname\n") || !strings.Contains(string(out), "4 "+f.Name()+"\n") {
+		t.Fatalf("got %q, %v", out, err)
+	}
+	if len(files) != 1 {
+		t.Fatal("the caller's files were changed")
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	started := make(chan struct{})
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		_, err := helper.Call{Name: "sleep", Self: true, Started: func() { close(started) }}.Run(ctx)
+		ended <- err
+	}()
+	<-started
+	_ = f.Close()
+	if err := syscall.Flock(int(other.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Fatalf("lock beside a child that holds it: %v", err)
+	}
+	cancel()
+	<-ended
+	if err := syscall.Flock(int(other.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		t.Fatalf("lock after the child: %v", err)
+	}
+}
+
+func openHostname(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open("/etc/hostname")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 // I-HLP-3
 func TestChildDiesWithParent(t *testing.T) {
 	_, err := helper.RunSelf(t.Context(), 500*time.Millisecond, "parent")

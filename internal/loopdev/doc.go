@@ -8,11 +8,13 @@
 // a helper process if this process is the server:
 //
 //	Attach       opens nothing itself, but LOOP_CONFIGURE asks for size, alignment and statfs
+//	Begin        the same
+//	Settle, Stay wait for requests in flight
 //	Detach       closing a device writes its dirty pages; so does fsync
 //	Alive        LOOP_GET_STATUS64 asks for the attributes
 //	SetCapacity  asks for the size and waits for requests in flight
 //
-// [List] and [Find] only read sysfs and never wait.
+// [List], [Find], [Identify] and [Leaving] only read sysfs and never wait.
 //
 // Why Detach does not simply use LOOP_CLR_FD: on a device that is open
 // elsewhere it succeeds and only marks it for removal; on one that is not, it

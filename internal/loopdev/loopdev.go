@@ -37,51 +37,91 @@ type Config struct {
 
 // Attach makes a loop device with direct I/O and returns its path.
 func Attach(c Config) (string, error) {
+	d, err := Begin(c)
+	if err != nil {
+		return "", err
+	}
+	if err := d.Settle(); err != nil {
+		return "", err
+	}
+	return d.Path(), nil
+}
+
+// Unsettled is a loop device that the kernel removes when the last process that
+// has it open closes it, or dies: so long as this process alone knows of it,
+// it cannot be left behind.
+type Unsettled struct {
+	n, fd int
+	tag   string
+}
+
+// Begin makes a loop device with direct I/O that goes unless it is settled.
+func Begin(c Config) (*Unsettled, error) {
 	ctl, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("open /dev/loop-control: %w", err)
+		return nil, fmt.Errorf("open /dev/loop-control: %w", err)
 	}
 	defer func() { _ = unix.Close(ctl) }()
 	for range configureTries {
 		n, err := unix.IoctlRetInt(ctl, unix.LOOP_CTL_GET_FREE)
 		if err != nil {
-			return "", fmt.Errorf("ask for a free loop device: %w", err)
+			return nil, fmt.Errorf("ask for a free loop device: %w", err)
 		}
-		switch err := configure(n, c); {
+		switch fd, err := configure(n, c); {
 		case err == nil:
-			return Path(n), nil
+			return &Unsettled{n: n, fd: fd, tag: c.Tag}, nil
 		case !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENXIO):
-			return "", err
+			return nil, err
 		}
 		// Somebody else was faster.
 	}
-	return "", fmt.Errorf("no free loop device in %d tries: %w", configureTries, unix.EBUSY)
+	return nil, fmt.Errorf("no free loop device in %d tries: %w", configureTries, unix.EBUSY)
 }
 
-func configure(n int, c Config) error {
+// Path of the device node.
+func (u *Unsettled) Path() string { return Path(u.n) }
+
+// Settle makes the device stay. It waits for requests in flight.
+func (u *Unsettled) Settle() error {
+	defer u.Close()
+	return autoclear(u.fd, u.n, u.tag, false)
+}
+
+// Close gives the device up, if it has not been settled.
+func (u *Unsettled) Close() {
+	if u.fd >= 0 {
+		_ = unix.Close(u.fd)
+		u.fd = -1
+	}
+}
+
+// configure returns the open device.
+func configure(n int, c Config) (fd int, err error) {
 	flags := unix.O_RDWR
 	if c.ReadOnly {
 		flags = unix.O_RDONLY
 	}
-	fd, err := open(n, flags)
-	if err != nil {
-		return err
+	if fd, err = open(n, flags); err != nil {
+		return -1, err
 	}
-	defer func() { _ = unix.Close(fd) }()
+	defer func() {
+		if err != nil {
+			_ = unix.Close(fd)
+		}
+	}()
 	lc := unix.LoopConfig{Fd: uint32(c.File.Fd()), Size: uint32(c.BlockSize), Info: info(c.Tag)}
-	lc.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	lc.Info.Flags = unix.LO_FLAGS_DIRECT_IO | unix.LO_FLAGS_AUTOCLEAR
 	if c.ReadOnly {
 		lc.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
 	if err := unix.IoctlLoopConfigure(fd, &lc); err != nil {
-		return fmt.Errorf("configure %s: %w", Path(n), err)
+		return -1, fmt.Errorf("configure %s: %w", Path(n), err)
 	}
 	// The kernel takes the flag as a wish.
 	if dio := attribute(n, "dio"); dio != "1" {
-		_ = unix.IoctlSetInt(fd, unix.LOOP_CLR_FD, 0)
-		return fmt.Errorf("configure %s: no direct I/O with blocks of %d bytes on this backing file", Path(n), c.BlockSize)
+		return -1, fmt.Errorf("configure %s: no direct I/O with blocks of %d bytes on this backing file", Path(n), c.BlockSize)
 	}
-	return nil
+	return fd, nil
 }
 
 func info(tag string) (i unix.LoopInfo64) {
@@ -154,21 +194,33 @@ func openExclusive(n int) (int, error) {
 
 // takeBack makes a device that somebody has open stay when it is closed.
 func takeBack(n int, tag string) error {
+	if err := Stay(n, tag); err != nil {
+		if errors.Is(err, ErrNotBound) {
+			return nil // closed meanwhile, and gone
+		}
+		return err
+	}
+	return fmt.Errorf("%s is open: %w", Path(n), ErrBusy)
+}
+
+// Leaving reports whether the device goes when it is closed next: a detach of
+// it, or an attach, was cut off. It reads sysfs only.
+func Leaving(n int) bool { return attribute(n, "autoclear") == "1" }
+
+// Stay makes a device stay that is [Leaving].
+func Stay(n int, tag string) error {
 	fd, err := open(n, unix.O_RDONLY)
 	if errors.Is(err, unix.ENXIO) {
-		return nil // closed meanwhile, and gone
+		return fmt.Errorf("%s: %w", Path(n), ErrNotBound)
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if !bound(n, tag) {
-		return nil
+		return fmt.Errorf("%s: %w", Path(n), ErrNotBound)
 	}
-	if err := autoclear(fd, n, tag, false); err != nil {
-		return err
-	}
-	return fmt.Errorf("%s is open: %w", Path(n), ErrBusy)
+	return autoclear(fd, n, tag, false)
 }
 
 func autoclear(fd, n int, tag string, on bool) error {

@@ -83,8 +83,10 @@ type Config struct {
 	// (see [Resumer]): opaque bytes, at most [MaxMeta], and descriptors, which
 	// are only lent. A process that holds copies of these keeps the device alive
 	// over the death of its server. Before Keep has returned nil such a death
-	// costs the device. An error ends the attach. Neither changes in the life
-	// of the device, so Resume does not call it.
+	// costs the device. An error ends the attach; if Attach fails after Keep has
+	// returned nil, what was kept is of no more use. Neither changes in the life
+	// of the device, so Resume does not call it. A backend that was told to
+	// serve devices that die with their server does not call it either.
 	Keep func(meta []byte, files ...*os.File) error
 }
 

@@ -37,8 +37,15 @@ type Options struct {
 	Note func(id, text string)
 	// NoRing serves without io_uring, with blocking threads only.
 	NoRing bool
+	// AllowWithoutResend attaches where this kernel does not send requests
+	// again that a dead server has read, or damages them. The device is then not
+	// given to Config.Keep: the death of its server costs it, and Teardown is
+	// all that can be done for it. Without this such an attach is refused with
+	// ErrUnavailable. Of no meaning where Config.Keep is nil.
+	AllowWithoutResend bool
 
-	fault string // test switch: the step to fail at
+	fault   string // test switch: the step to fail at
+	release string // test switch: the kernel's release
 }
 
 // Attacher makes fuseloop devices.

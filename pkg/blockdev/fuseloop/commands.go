@@ -3,6 +3,7 @@ package fuseloop
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 
@@ -19,6 +20,7 @@ const (
 	cmdDetach = "fuseloop-detach"
 	cmdResize = "fuseloop-resize"
 	cmdAlive  = "fuseloop-alive"
+	cmdStay   = "fuseloop-stay"
 )
 
 // Commands is what main gives to helper.RunIfHelper.
@@ -39,6 +41,13 @@ func Commands() []helper.Command {
 				return err
 			}
 			return loopdev.Alive(n, tag)
+		}},
+		{Name: cmdStay, Run: func(c *helper.Child) error {
+			n, tag, err := numberAndTag(c.Args)
+			if err != nil {
+				return err
+			}
+			return loopdev.Stay(n, tag)
 		}},
 	}
 }
@@ -78,14 +87,16 @@ func parseAttachArgs(args []string) (a attachArgs, err error) {
 }
 
 // childAttach mounts the connection on descriptor 3 nowhere, puts a loop
-// device on its one file and prints the device. When it ends, the device is
-// all that keeps the mount.
+// device on its one file and says on descriptor 4 which. Until it is told there
+// that the parent has all it needs, the device goes with this process: however
+// either of them dies, nothing is left. When the child ends, the device is all
+// that keeps the mount.
 func childAttach(c *helper.Child) error {
 	a, err := parseAttachArgs(c.Args)
 	if err != nil {
 		return err
 	}
-	fuse := c.File(0)
+	fuse, link := c.File(0), c.File(1)
 	mount, err := mountDetached(int(fuse.Fd()), a.fault)
 	// The server alone must hold its descriptor: else a child that waits for
 	// a server that has ended would keep the connection, and so itself, alive.
@@ -104,15 +115,24 @@ func childAttach(c *helper.Child) error {
 	}
 	file := os.NewFile(uintptr(fd), a.tag)
 	defer func() { _ = file.Close() }()
-	dev, err := loopdev.Attach(loopdev.Config{File: file, BlockSize: a.blockSize, ReadOnly: a.readOnly, Tag: a.tag})
+	dev, err := loopdev.Begin(loopdev.Config{File: file, BlockSize: a.blockSize, ReadOnly: a.readOnly, Tag: a.tag})
 	if err != nil {
 		return err
 	}
+	defer dev.Close()
 	if err := failAt(a.fault, stepConfigured, nil); err != nil {
-		return err // and leaves the device to the parent, like a child that was killed
+		return err
 	}
-	_, err = fmt.Fprint(c.Stdout, dev)
-	return err
+	if _, err := link.WriteString(dev.Path()); err != nil {
+		return fmt.Errorf("tell the device: %w", err)
+	}
+	if n, err := link.Read(make([]byte, 1)); err != nil || n != 1 {
+		return fmt.Errorf("the attach was given up: %w", cmpErr(err, io.ErrUnexpectedEOF))
+	}
+	if err := dev.Settle(); err != nil {
+		return err
+	}
+	return failAt(a.fault, stepSettled, nil)
 }
 
 // mountDetached makes a mount of the connection that is in no mount table.
@@ -168,14 +188,23 @@ const (
 	stepFsmount    = "fsmount"
 	stepOpen       = "open"
 	stepConfigured = "configured"
+	stepKept       = "kept"
+	stepSettled    = "settled"
 	stepAttached   = "attached"
 )
+
+// reached is a test switch: it is called after each step, in the process that
+// does it.
+var reached = func(_ string) {}
 
 var errFault = errors.New("failed by the test switch")
 
 // failAt fails step where the switch says so, after the step has been done:
 // err is its own outcome.
 func failAt(fault, step string, err error) error {
+	if err == nil {
+		reached(step)
+	}
 	if err == nil && fault == step {
 		return fmt.Errorf("%s: %w", step, errFault)
 	}

@@ -71,12 +71,7 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 		return err
 	}
 	deathpoint.Reach(deathpoint.AttachServer)
-	agreed, err := d.mount(ctx, c, goOn)
-	deathpoint.Reach(deathpoint.AttachDone)
-	if err == nil && c.Keep != nil {
-		err = d.keep(c, agreed)
-		deathpoint.Reach(deathpoint.AttachKept)
-	}
+	err = d.mount(ctx, c, goOn)
 	if err = failAt(d.a.o.fault, stepAttached, err); err != nil {
 		d.undo(context.WithoutCancel(ctx), goOn)
 		return err
@@ -181,67 +176,8 @@ func (d *Device) newServer(s *session) (*engine, error) {
 	return e, nil
 }
 
-// mount makes the device in a child while this process answers the child's
-// requests: the first of them here, the others by the server. It sets d.path.
-func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) (params, error) {
-	args := attachArgs{
-		tag: d.tag, blockSize: c.Image.LogicalSectorSize(), readOnly: c.Image.ReadOnly(), fault: d.a.o.fault,
-	}
-	started, ended := make(chan struct{}), make(chan struct{})
-	call := helper.Call{
-		Name: cmdAttach, Args: args.strings(), Self: true, Deadline: attachDeadline,
-		Files: []*os.File{d.fuse}, Started: func() { close(started) },
-	}
-	var child struct {
-		out []byte
-		err error
-	}
-	go func() {
-		child.out, child.err = call.Run(ctx)
-		close(ended)
-	}()
-	// The descriptor may be closed only after the child has it.
-	select {
-	case <-started:
-	case <-ended:
-	}
-	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, dataAt+maxIO), ended)
-	deathpoint.Reach(deathpoint.AttachNegotiated)
-	if err == nil && c.Keep != nil {
-		err = keepable(agreed)
-	}
-	if err = failAt(d.a.o.fault, stepNegotiate, err); err != nil && !errors.Is(err, errGaveUp) {
-		goOn(false) // closes the connection, which ends the child's waits
-		<-ended
-		return params{}, err
-	}
-	if err == nil {
-		goOn(true)
-	}
-	<-ended
-	if child.err != nil {
-		return params{}, unavailable(child.err)
-	}
-	if err != nil {
-		return params{}, err
-	}
-	d.path = string(child.out)
-	return agreed, nil
-}
-
-// unavailable marks the errors of a kernel or a container that lacks what
-// the backend needs.
-func unavailable(err error) error {
-	for _, errno := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS, unix.ENODEV} {
-		if errors.Is(err, errno) {
-			return fmt.Errorf("%w: %w", err, blockdev.ErrUnavailable)
-		}
-	}
-	return err
-}
-
-// undo removes what a failed attach may have left. The child may have been
-// killed right after it made the device, so it is looked for.
+// undo removes what a failed attach may have left: a child that was killed
+// right after it settled the device leaves it, so it is looked for.
 func (d *Device) undo(ctx context.Context, goOn func(bool)) {
 	d.mu.Lock()
 	d.detaching = true
@@ -290,6 +226,7 @@ func (d *Device) Detach(ctx context.Context) error {
 	deathpoint.Reach(deathpoint.DetachBegun)
 	flushed, err := runDetach(ctx, d.path, d.tag)
 	if err != nil {
+		d.stay(ctx)
 		d.setDetaching(false)
 		return wrap(err)
 	}

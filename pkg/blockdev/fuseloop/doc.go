@@ -35,7 +35,14 @@
 //	I-FL-7  FSYNC, FALLOCATE, READ and WRITE never answer ENOSYS: the kernel would stop sending them.
 //
 // Kernel: Linux 5.17 (FUSE 7.36). From 6.1 on with the ring. A successor that
-// takes a descriptor over (a later part of this package) needs 6.9.
+// takes a descriptor over needs 6.9.4 (resend.go).
+//
+// A device comes into being in a child that has it removed with its own death
+// (mount.go, childAttach), until everything a successor needs (kept.go) has been
+// given away:
+//
+//	server   open /dev/fuse -- INIT ------------------------- kept -- settle --.
+//	child    mount nowhere -'  LOOP_CONFIGURE (autoclear) -'            no autoclear
 //
 // What this stack cannot do: loop handles one flush at a time, and FUSE keeps
 // the file locked meanwhile, so a flush that waits holds up writes; 128 writes

@@ -21,7 +21,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 	for _, noRing := range []bool{false, true} {
 		for _, step := range []string{
 			stepPreflight, stepOpenFuse, stepEngine, stepNegotiate, stepFsopen,
-			stepFsconfig, stepFsmount, stepOpen, stepConfigured, stepAttached,
+			stepFsconfig, stepFsmount, stepOpen, stepConfigured, stepKept, stepSettled, stepAttached,
 		} {
 			t.Run(step, func(t *testing.T) { failedAttach(t, Options{NoRing: noRing, fault: step}) })
 		}

@@ -14,6 +14,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if step := os.Getenv(killVariable); step != "" {
+		killAtStep(step)
+	}
 	if id := os.Getenv(serveVariable); id != "" && os.Args[0] != "vhdx-helper" {
 		serveElsewhere(id)
 	}

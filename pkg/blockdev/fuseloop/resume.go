@@ -2,6 +2,7 @@ package fuseloop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 
@@ -20,15 +22,6 @@ var (
 	_ blockdev.Resumer  = (*Attacher)(nil)
 	_ blockdev.Releaser = (*Device)(nil)
 )
-
-// keepable refuses to keep a device on a kernel that does not send requests in
-// flight again: it would hang over the death of its server.
-func keepable(agreed params) error {
-	if agreed.flags&w.HasResend == 0 {
-		return fmt.Errorf("this kernel does not send requests again that a dead server has read (Linux 6.9 does): a device would hang over the death of the plugin: %w", blockdev.ErrUnavailable)
-	}
-	return nil
-}
 
 // keep gives what a successor needs to whoever holds it over the death of this
 // process.
@@ -90,7 +83,7 @@ func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, meta []byte, f
 		return nil, wrap(err)
 	}
 	d := &Device{a: a, id: c.ID, tag: tag, image: c.Image, fuse: own, detach: make(chan struct{}, 1), done: make(chan struct{})}
-	if err := d.resume(c, k); err != nil {
+	if err := d.resume(ctx, c, k); err != nil {
 		a.forget(tag, nil)
 		return nil, wrap(err)
 	}
@@ -150,7 +143,7 @@ func takeOver(files []*os.File) (*os.File, error) {
 }
 
 // resume closes the connection on error.
-func (d *Device) resume(c blockdev.Config, k kept) error {
+func (d *Device) resume(ctx context.Context, c blockdev.Config, k kept) error {
 	if err := d.same(c, k); err != nil {
 		_ = d.fuse.Close()
 		return err
@@ -170,10 +163,24 @@ func (d *Device) resume(c blockdev.Config, k kept) error {
 		return err
 	}
 	deathpoint.Reach(deathpoint.ResumeResent)
-	d.detach <- struct{}{}
 	goOn(true)
 	deathpoint.Reach(deathpoint.ResumeDone)
+	d.stay(ctx)
+	d.detach <- struct{}{}
 	return nil
+}
+
+// stay sees to it that the device does not go when it is closed, as a detach
+// that was cut off may have left it. It has been asked to go, so that a failure
+// is no error.
+func (d *Device) stay(ctx context.Context) {
+	n, err := loopdev.Number(d.path)
+	if err == nil && loopdev.Leaving(n) {
+		_, err = helper.RunSelf(context.WithoutCancel(ctx), probeDeadline, cmdStay, d.path, d.tag)
+	}
+	if err != nil && !errors.Is(err, unix.ENXIO) {
+		d.note("%s may go when it is closed next: %v", d.path, err)
+	}
 }
 
 // same checks that the device is there, is the very one that was kept, and

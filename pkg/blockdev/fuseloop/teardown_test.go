@@ -27,7 +27,7 @@ func serveElsewhere(id string) {
 	if path := os.Getenv(lifeVariable); path != "" {
 		serveLife(id, path)
 	}
-	d, err := New(Options{}).Attach(context.Background(), blockdev.Config{ID: id, Image: devtest.NewMemImage(64<<20, 512)})
+	d, err := New(Options{}).Attach(holding(context.Background()), blockdev.Config{ID: id, Image: devtest.NewMemImage(64<<20, 512)})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
