@@ -45,6 +45,18 @@ const (
 	orderProvenZero
 	// Space of an abandoned write is proven zero again before it is reused.
 	orderTaint
+	// Space is given to another owner only after what took it from the old one
+	// is durable.
+	orderRetireThenReuse
+	// Requests that may still use space leave it before it is punched.
+	orderLeaveThenPunch
+	// Space that was freed reads zero before it is handed out.
+	orderPunchThenReuse
+	// It does so durably.
+	orderPunchSynced
+	// The place of metadata that moved is used again only when no replay writes
+	// to it any more.
+	orderOutlived
 	// Payload is written before its mapping is published.
 	orderDataThenMapping
 	powerBarriers
@@ -54,6 +66,11 @@ const (
 
 	// A mapping is in the journal before the request is answered.
 	orderRecordThenAnswer barrier = iota - 1
+	// So is the loss of one.
+	orderUnmapThenAnswer
+	// What a predecessor's records took from a block stays the block's until
+	// the successor has committed them.
+	orderInheritedStay
 	// Records are dropped after the log entry that holds them is durable.
 	orderCommitThenDrop
 	// The journal knows the new FileWriteGuid before the file carries it.
@@ -80,6 +97,13 @@ var barrierNames = [barrierCount]string{
 	orderEntryThenLogGUID: "write the first log entry before LogGuid",
 	orderProvenZero:       "hand out only proven-zero space",
 	orderTaint:            "prove abandoned space zero before reuse",
+	orderRetireThenReuse:  "reuse freed space only after its freeing is durable",
+	orderLeaveThenPunch:   "let requests leave freed space before it is punched",
+	orderPunchThenReuse:   "punch freed space before reuse",
+	orderPunchSynced:      "hand out punched space only after a sync",
+	orderOutlived:         "reuse the old BAT's place only when no log entry names it",
+	orderUnmapThenAnswer:  "record an unmapping before answering",
+	orderInheritedStay:    "keep what inherited records free until the commit",
 	orderRecordThenAnswer: "record a mapping before answering",
 	orderCommitThenDrop:   "drop records after the commit",
 	orderAnnounce:         "announce FileWriteGuid to the journal",

@@ -53,7 +53,7 @@ func (im *Image) commitLocked() error {
 	if im.opts.Journal != nil && im.opts.omit.has(orderCommitThenDrop) {
 		im.opts.Journal.Dropped(journalled)
 	}
-	cleaned := im.cleanTainted()
+	unused := im.takeRetired()
 	if err := im.logDirty(); err != nil {
 		return err
 	}
@@ -63,14 +63,17 @@ func (im *Image) commitLocked() error {
 	}
 	deathpoint.Reach(deathpoint.EntrySynced)
 	im.flushDone = covers
-	im.reclaim(cleaned)
 	if im.opts.Journal != nil {
 		im.opts.Journal.Dropped(journalled)
 		deathpoint.Reach(deathpoint.RecordsDropped)
 	}
 	if l := &im.log; l.used() > l.length/2 {
-		return im.apply() // durable with the next flush's sync; the entry after that frees the space
+		// Durable with the next flush's sync; the entry after that frees the space.
+		if err := im.apply(); err != nil {
+			return err
+		}
 	}
+	im.reclaim(append(unused, im.log.takeOutlived()...))
 	return nil
 }
 

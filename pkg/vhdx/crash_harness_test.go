@@ -131,7 +131,7 @@ type trial struct {
 
 func newHarness(seed uint64, v *visits) *harness {
 	return &harness{
-		seed: seed, visits: v, tried: map[trial]bool{},
+		seed: seed, visits: v, tried: map[trial]bool{}, opts: vhdx.OpenOptions{}.NoTimers(),
 		effort: effort{images: 14, deeper: 3, nested: 40, replayed: 12, goOn: 60, ops: 6, depth: 3},
 	}
 }

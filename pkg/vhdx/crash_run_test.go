@@ -21,6 +21,7 @@ type run struct {
 	r       *rand.Rand
 	last    vhdxtest.Extent
 	round   int64 // of fill
+	late    *lateWrite
 }
 
 func (w *run) seed(seed uint64) { w.r = rand.New(rand.NewPCG(seed, 1)) }
@@ -50,6 +51,7 @@ func (h *harness) runWorkload(kind *workload) error {
 	if err == nil {
 		err = w.operations(kind.ops)
 	}
+	w.leave()
 	if err2 := w.im.Close(); err == nil && err2 != nil {
 		err = fmt.Errorf("close: %w", err2)
 	}
@@ -77,6 +79,7 @@ func (w *run) operations(n int) error {
 		if err := w.operation(); err != nil {
 			return err
 		}
+		w.idle()
 	}
 	return w.checkLive()
 }
@@ -97,6 +100,8 @@ func (w *run) operation() error {
 		{ws.kill, w.kill},
 		{ws.spoil, w.spoil},
 		{ws.fill, w.fill},
+		{ws.trim, w.trim},
+		{ws.straggle, w.straggle},
 	}
 	total := 0
 	for _, s := range steps {
@@ -181,6 +186,7 @@ func (w *run) growTo(size int64) error {
 
 // reopen closes the image and opens it again: a new session.
 func (w *run) reopen() error {
+	w.leave()
 	done := w.model().Flush()
 	err := w.im.Close()
 	done(err)
@@ -201,6 +207,7 @@ func (w *run) reopen() error {
 // kill ends the process but not the machine: the image is opened again as the
 // kernel has it, with nothing more durable than before.
 func (w *run) kill() error {
+	w.leave()
 	old, oldFile, left := w.im, w.file, w.session.journal
 	w.file.OnStep(nil)
 	w.file = w.file.Snapshot().Killed()

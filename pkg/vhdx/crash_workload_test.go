@@ -27,7 +27,7 @@ type workload struct {
 	journal   bool  // a kill loses nothing, at any step
 }
 
-type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill int }
+type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill, trim, straggle int }
 
 var goOnWorkload = &workload{
 	name:    "go on",
@@ -114,6 +114,16 @@ var workloads = []*workload{
 		grow: growBy(gib),
 	},
 	{
+		// The place of the table that moved gets another owner.
+		name:    "BAT moves and the log goes round",
+		create:  vhdx.CreateOptions{Size: 127*gib + 512*mib, BlockSize: mib},
+		growth:  256 * mib,
+		blocks:  sequence(200, 512),
+		weights: weights{fill: 4, grow: 2, trim: 1, flush: 1},
+		ops:     9, images: 5, sparse: 32, fills: []int{110, 60, 125},
+		grow: growBy(gib),
+	},
+	{
 		name:    "journal",
 		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: mib},
 		growth:  256 * mib, // once: a step of the growth behind an operation would be judged by what that has answered since
@@ -128,6 +138,23 @@ var workloads = []*workload{
 		blocks:  sequence(12, 1),
 		weights: weights{write: 4, flush: 3, spoil: 3, reopen: 1},
 		maxIO:   8 * kib, ops: 60, images: 6,
+	},
+	{
+		// Few places for many owners.
+		name:    "discards",
+		create:  vhdx.CreateOptions{Size: 12 * mib, BlockSize: mib},
+		growth:  2 * mib,
+		blocks:  sequence(12, 1),
+		weights: weights{write: 8, rewrite: 1, zero: 1, flush: 4, trim: 6, straggle: 2, reopen: 1, kill: 1},
+		maxIO:   8 * kib, ops: 70, images: 8,
+	},
+	{
+		name:    "discards and a journal",
+		create:  vhdx.CreateOptions{Size: 6 * mib, BlockSize: mib},
+		growth:  256 * mib, // once
+		blocks:  sequence(6, 1),
+		weights: weights{write: 8, rewrite: 1, flush: 2, trim: 6, kill: 1, reopen: 1},
+		maxIO:   8 * kib, ops: 50, images: 4, journal: true,
 	},
 	{
 		name:    "writers at once",

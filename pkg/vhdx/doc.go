@@ -19,6 +19,9 @@
 //	                  -> one sync for payload and entry, answer  shared by all who flush
 //	later:            apply -> (sync of a later flush)
 //	                  -> an entry with a later Tail -> (sync) -> log space is free
+//	Discard:          journal, mapping gone in memory, answer      whole blocks
+//	later:            (a flush) -> those inside have left -> punch
+//	                  -> (sync of a later flush) -> space is free
 //
 // A power cut at any point shows each unflushed sector old or new, and all
 // flushed ones as flushed.
@@ -46,12 +49,16 @@
 //	I-SYNC-3 Sessions reserve the space of all metadata before they write any, so
 //	         that a full share fails requests, not images.
 //
-// Space (space.go, layout.go):
+// Space (space.go, freelist.go, reclaim.go, discard.go, layout.go):
 //
 //	I-SPACE-1 No two structures share a MiB. Open finds every overlap.
 //	I-SPACE-2 Only proven-zero space is handed out: past the end of the file that
 //	          this open extended, durably, or inside it after a durable punch.
 //	I-SPACE-3 Space of an abandoned write is tainted and goes the second way.
+//	I-SPACE-4 A place changes owner only after what took it from the old one is
+//	          durable, whoever could still use it has left, and it is durably zero.
+//	I-SPACE-5 The place of metadata that moved changes owner only when no entry
+//	          of the log's present lap names it: a replay would write to it.
 //
 // Headers (headers.go):
 //
@@ -63,10 +70,12 @@
 //
 // Volatile journal (journal.go, ring.go), for the death of the process alone:
 //
-//	I-JRN-1  A new mapping is in the journal before the request is answered, and
-//	         dropped only after the log entry that holds it is durable.
+//	I-JRN-1  A new mapping, or the loss of one, is in the journal before the
+//	         request is answered, and dropped only after the log entry that holds
+//	         it is durable.
 //	I-JRN-2  A successor takes over the records before it counts free space, and
-//	         commits them before it serves anything.
+//	         commits them before it serves anything. What they took from a block
+//	         stays the block's until then.
 //	I-JRN-3  FileWriteGuid tells the journal whether the file is still the one it
 //	         belongs to: the journal learns a new value before the file does.
 //	I-JRN-4  A poisoned image stays poisoned for the successor.
@@ -75,5 +84,6 @@
 //
 //	I-MAP-1  Payload is in the file before its mapping is journalled, and that
 //	         before the mapping is visible in memory.
-//	I-MAP-2  A pinned or resolved range stays where it is until it is released.
+//	I-MAP-2  A pinned or resolved range stays where it is until it is released:
+//	         its block may go, its place does not change owner.
 package vhdx

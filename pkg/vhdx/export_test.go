@@ -6,6 +6,15 @@ func Barriers() []string { return barrierNames[:powerBarriers] }
 // JournalRules names those that the death of the process alone shows.
 func JournalRules() []string { return barrierNames[powerBarriers:] }
 
+// NoTimers makes nothing happen but on a call.
+func (o OpenOptions) NoTimers() OpenOptions {
+	o.noTimers = true
+	return o
+}
+
+// Idle waits for what goes on behind the calls. Nobody may call im meanwhile.
+func (im *Image) Idle() { im.background.Wait() }
+
 // Omit makes o leave out the named barriers.
 func (o OpenOptions) Omit(names ...string) OpenOptions {
 	for _, name := range names {

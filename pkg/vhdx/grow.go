@@ -68,9 +68,7 @@ func (im *Image) growLocked(size int64) error {
 	if err != nil {
 		im.swapBAT(old.geometry, old.offset, old.length)
 		if moved {
-			im.space.mu.Lock()
-			im.space.tainted = append(im.space.tainted, extent{int64(region.Offset), int64(region.Length)})
-			im.space.mu.Unlock()
+			im.abandonExtent(extent{int64(region.Offset), int64(region.Length)})
 		}
 		return err
 	}
@@ -85,8 +83,9 @@ func (im *Image) growLocked(size int64) error {
 	if err := im.syncLog(syncCommit); err != nil {
 		return err
 	}
-	// A moved BAT's old region stays unused until the next open finds it
-	// unreferenced: entries in the log still name it.
+	if moved {
+		im.retireBAT(extent{old.offset, old.length})
+	}
 	im.regions.table, im.regions.bat = table, region
 	im.size.Store(size)
 	return nil
@@ -143,9 +142,7 @@ func (im *Image) fillFixed(from, to int64) error {
 	if err == nil {
 		err = im.allocate(off, length)
 		if err != nil {
-			im.space.mu.Lock()
-			im.space.tainted = append(im.space.tainted, extent{off, length})
-			im.space.mu.Unlock()
+			im.abandonExtent(extent{off, length})
 		}
 	}
 	if err != nil {

@@ -26,6 +26,8 @@ type Image struct {
 	replayed   ReplayInfo
 	overlaid   bool // read-only with the log applied in memory
 
+	unreferenced []extent // space below the last structure that Open found nobody to own; the first write's
+
 	size     atomic.Int64
 	bat      atomic.Pointer[bat]
 	writable atomic.Bool // a session has begun and nothing has ended it: Pin may answer writes
@@ -101,9 +103,11 @@ func (im *Image) sync(b barrier) error {
 	if err := im.Poisoned(); err != nil {
 		return err
 	}
+	punched := im.space.takePunched()
 	if err := im.f.Sync(); err != nil {
 		return im.poisonWith(fmt.Errorf("%s: %w", b, err))
 	}
+	im.space.freePunched(punched)
 	return nil
 }
 

@@ -3,6 +3,8 @@ package vhdx
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -54,7 +56,8 @@ type JournalState struct {
 type JournalRecord struct {
 	Seq  uint64
 	Kind JournalKind
-	// Entry is the index of the changed BAT entry, Value what it became (JournalMapped).
+	// Entry is the index of the changed BAT entry, Value what it became
+	// (JournalMapped, JournalUnmapped).
 	Entry uint64
 	Value uint64
 }
@@ -65,8 +68,9 @@ type JournalKind uint8
 // The kinds of record. Sector bitmap and head records join them with
 // differencing images.
 const (
-	JournalMapped JournalKind = iota + 1
-	JournalPoisoned
+	JournalMapped   JournalKind = iota + 1 // a block has got space
+	JournalPoisoned                        // nothing is written any more
+	JournalUnmapped                        // a block has lost its space
 )
 
 // ErrTakenOver: somebody else has opened the image for writing since the
@@ -101,26 +105,58 @@ func (im *Image) openJournal() error {
 }
 
 // inherit makes the predecessor's records part of the table that has been
-// read: before free space is counted, for it is theirs (I-JRN-2).
+// read: before free space is counted, for it is theirs (I-JRN-2). The last
+// record of an entry holds. Places that records took from blocks stay used
+// until that is committed: on the medium they are the blocks' own.
 func (im *Image) inherit(b *bat, l *layout) error {
+	last, unmapped := map[uint64]JournalRecord{}, map[uint64]bool{}
 	for _, r := range im.inherited.Records {
-		if r.Kind != JournalMapped {
+		if r.Kind == JournalPoisoned {
 			continue
 		}
-		e := ondisk.BATEntry(r.Value)
-		if r.Entry >= uint64(len(b.entries)) || b.geometry.IsBitmap(int64(r.Entry)) || e.State() != ondisk.BlockFullyPresent {
-			return fmt.Errorf("%s: volatile journal, record %d: BAT entry %d cannot become %#x: %w", im.name, r.Seq, r.Entry, r.Value, ErrInvalid)
+		if err := im.checkRecord(b, r); err != nil {
+			return err
 		}
-		switch now := b.at(int64(r.Entry)); {
-		case now == e:
+		last[r.Entry] = r
+		unmapped[r.Entry] = unmapped[r.Entry] || r.Kind == JournalUnmapped
+	}
+	for _, index := range slices.Sorted(maps.Keys(last)) {
+		r := last[index]
+		now, e := b.at(int64(index)), ondisk.BATEntry(r.Value)
+		if now == e {
 			continue // its log entry was durable already
-		case now.State() == ondisk.BlockFullyPresent:
+		}
+		if now.State() == ondisk.BlockFullyPresent && !unmapped[index] {
 			return fmt.Errorf("%s: volatile journal, record %d: BAT entry %d is %#x already, not %#x: %w", im.name, r.Seq, r.Entry, uint64(now), r.Value, ErrInvalid)
 		}
-		if _, err := l.place(b.geometry, int64(r.Entry), e); err != nil {
+		switch {
+		case now.Offset() > 0 && im.opts.omit.has(orderInheritedStay):
+			l.unmark(now.Offset(), im.blockSize)
+		case now.Offset() > 0:
+			im.space.retired = append(im.space.retired, extent{now.Offset(), im.blockSize})
+		}
+		if _, err := l.place(b.geometry, int64(index), e); err != nil {
 			return fmt.Errorf("%s: volatile journal, record %d: %w", im.name, r.Seq, err)
 		}
-		b.set(int64(r.Entry), e)
+		b.set(int64(index), e)
+	}
+	return nil
+}
+
+// checkRecord refuses what this package never recorded.
+func (im *Image) checkRecord(b *bat, r JournalRecord) error {
+	e := ondisk.BATEntry(r.Value)
+	ok := r.Entry < uint64(len(b.entries)) && !b.geometry.IsBitmap(int64(r.Entry))
+	switch r.Kind {
+	case JournalMapped:
+		ok = ok && e.State() == ondisk.BlockFullyPresent
+	case JournalUnmapped:
+		ok = ok && e.Offset() == 0 && (e.State() == ondisk.BlockUnmapped || e.State() == ondisk.BlockZero)
+	default:
+		return fmt.Errorf("%s: volatile journal, record %d is of kind %d, which a newer program wrote: start that one: %w", im.name, r.Seq, r.Kind, ErrUnsupported)
+	}
+	if !ok {
+		return fmt.Errorf("%s: volatile journal, record %d: BAT entry %d cannot become %#x: %w", im.name, r.Seq, r.Entry, r.Value, ErrInvalid)
 	}
 	return nil
 }

@@ -42,6 +42,13 @@ func (l *layout) mark(off, length int64) error {
 	return nil
 }
 
+// unmark is for the test that space must not be given up before its freeing is durable.
+func (l *layout) unmark(off, length int64) {
+	for i := off / ondisk.MiB; i < (off+length)/ondisk.MiB; i++ {
+		l.used[i/64] &^= 1 << (i % 64)
+	}
+}
+
 // wordMask returns the bits of [i, last) in i's word, and where the next word begins.
 func wordMask(i, last int64) (mask uint64, next int64) {
 	next = min(last, i/64*64+64)
@@ -96,9 +103,8 @@ func (l *layout) markPayload(off, blockSize int64) error {
 	return l.mark(off, blockSize)
 }
 
-// free returns the unused ranges of at least least bytes and the end of what
-// is used.
-func (l *layout) free(least int64) (free []extent, end int64) {
+// free returns the unused ranges and the end of what is used.
+func (l *layout) free() (free []extent, end int64) {
 	start := int64(-1) // of the unused range that i is in
 	for i := int64(0); i < l.mib; i++ {
 		word := l.used[i/64]
@@ -107,9 +113,7 @@ func (l *layout) free(least int64) (free []extent, end int64) {
 		case !used && start < 0:
 			start = i
 		case used && start >= 0:
-			if e := (extent{start * ondisk.MiB, (i - start) * ondisk.MiB}); e.length >= least {
-				free = append(free, e)
-			}
+			free = append(free, extent{start * ondisk.MiB, (i - start) * ondisk.MiB})
 			start = -1
 		}
 		if i%64 == 0 && (word == 0 || word == ^uint64(0)) {

@@ -46,8 +46,11 @@ type logWriter struct {
 	// place yet. Only copies are applied, never live pages (I-LOG-5).
 	logged map[int64][]byte
 	spare  [][]byte // page buffers for reuse
-	buf    []byte   // an entry being encoded
-	descs  []ondisk.LogDescriptor
+
+	lapFirst uint64     // number of the first entry of this lap
+	outlived []outlived // places of metadata that has moved
+	buf      []byte     // an entry being encoded
+	descs    []ondisk.LogDescriptor
 }
 
 // A lap of the ring uses its sectors but the first and the last, and no entry
@@ -108,7 +111,7 @@ func (im *Image) appendEntry(pages []page) error {
 	l := &im.log
 	first := l.head == 0
 	if first {
-		l.head = lapStart
+		l.head, l.lapFirst = lapStart, l.sequence+1
 	}
 	l.descs = l.descs[:0]
 	for _, p := range pages {
@@ -162,6 +165,30 @@ func (l *logWriter) keep(p page) []byte {
 	}
 	copy(kept, p.data)
 	return kept
+}
+
+// outlived is a place that entries up to a number may name.
+type outlived struct {
+	extent
+	sequence uint64
+}
+
+// retire gives up a place of metadata that a durable entry has moved away. A
+// replay of older entries writes to it: it stays unused until a lap has begun
+// that names it no more, for QEMU replays whole laps.
+func (l *logWriter) retire(e extent) { l.outlived = append(l.outlived, outlived{e, l.sequence}) }
+
+// takeOutlived returns the places that no replay writes to any more.
+func (l *logWriter) takeOutlived() []extent {
+	var unused []extent
+	l.outlived = slices.DeleteFunc(l.outlived, func(o outlived) bool {
+		gone := o.sequence < l.lapFirst && l.lapFirst <= l.synced
+		if gone {
+			unused = append(unused, o.extent)
+		}
+		return gone
+	})
+	return unused
 }
 
 // markSynced notes that a sync has succeeded: entries written before it are

@@ -176,13 +176,13 @@ func (im *Image) loadBAT() error {
 	if err := im.readEntries(b, layout); err != nil {
 		return err
 	}
+	im.space.pending = map[int64]*claim{}
 	if err := im.inherit(b, layout); err != nil {
 		return err
 	}
 	im.bat.Store(b)
-	im.space = space{pending: map[int64]*claim{}}
 	if !im.opts.ReadOnly {
-		im.space.free, im.space.next = layout.free(im.blockSize)
+		im.unreferenced, im.space.next = layout.free()
 	}
 	if o, ok := im.f.(*overlayFile); ok {
 		return im.checkOverlay(o, b)

@@ -13,7 +13,8 @@ type OpenOptions struct {
 	// to whole MiB and at least one block. 0: 64 MiB.
 	GrowthStep int64
 
-	omit barriers // test switch: barriers that are left out
+	omit     barriers // test switch: barriers that are left out
+	noTimers bool     // test switch: nothing happens but on a call
 }
 
 // CreateOptions says what to create. Zero means: the default.

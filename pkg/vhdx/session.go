@@ -3,7 +3,6 @@ package vhdx
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -114,15 +113,20 @@ func (im *Image) scrub() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if im.opts.omit.has(orderProvenZero) {
+		for _, e := range im.unreferenced {
+			s.release(e)
+		}
 		s.end = roundUp(max(s.next, im.fileEnd), ondisk.MiB)
 		return im.f.Truncate(s.end)
 	}
 	s.end = s.next
+	unreferenced := im.unreferenced
+	im.unreferenced = nil
 	if im.metadata.params.LeaveBlocksAllocated {
 		// It keeps its size; what QEMU left unmapped in it is used as it stands.
 		s.end = max(s.next, roundUp(im.fileEnd, ondisk.MiB))
 		if s.end > s.next {
-			s.free = append(s.free, extent{s.next, s.end - s.next})
+			unreferenced = append(unreferenced, extent{s.next, s.end - s.next})
 			s.next = s.end
 		}
 	}
@@ -131,18 +135,12 @@ func (im *Image) scrub() error {
 			return err
 		}
 	}
-	s.free = slices.DeleteFunc(s.free, func(e extent) bool {
-		return im.makeZero(e) != nil // not proven zero: never handed out
-	})
-	return nil
-}
-
-// makeZero makes unreferenced space read zero. A fixed image keeps it.
-func (im *Image) makeZero(e extent) error {
-	if z, ok := im.f.(ZeroRanger); ok && im.metadata.params.LeaveBlocksAllocated {
-		return z.ZeroRange(e.off, e.length)
+	for _, e := range unreferenced {
+		if im.makeZero(e) == nil { // otherwise not proven zero: never handed out
+			s.release(e)
+		}
 	}
-	return im.punch(e)
+	return nil
 }
 
 // Close ends the session: everything is committed and put in its place, the
@@ -174,6 +172,7 @@ func (im *Image) endSession() error {
 	if err := im.commitLocked(); err != nil {
 		return err
 	}
+	im.background.Wait() // for holes where space was given up
 	if err := im.apply(); err != nil {
 		return err
 	}

@@ -2,8 +2,8 @@ package vhdx
 
 import (
 	"fmt"
-	"slices"
 	"sync"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -16,15 +16,21 @@ func (e extent) end() int64 { return e.off + e.length }
 
 // space hands out proven-zero space and nothing else (I-SPACE-2). It comes from
 // the tail [next, end), which this open itself extended and made durable, and
-// from ranges inside the file whose punch is durable.
+// from ranges inside the file whose punch is durable. What happens to space
+// that is given up is in reclaim.go.
 type space struct {
 	mu      sync.Mutex
 	next    int64            // guarded by mu; first byte of the tail not handed out
 	end     int64            // guarded by mu; the file's durable size
-	free    []extent         // guarded by mu; proven zero, inside the file
-	tainted []extent         // guarded by mu; abandoned by failed writes, to be proven zero again
+	free    freeList         // guarded by mu; proven zero, below next
 	growth  *growth          // guarded by mu; under way, or nil
 	pending map[int64]*claim // guarded by mu; by payload block
+
+	retired    []extent    // guarded by mu; given up, and the medium may still refer to it
+	commitSoon *time.Timer // guarded by mu; commits what is retired if nobody else does, or nil
+	reclaiming bool        // guarded by mu; the reclaimer runs
+	unused     []extent    // guarded by mu; nothing refers to it, but requests under way may; the reclaimer's
+	punched    []extent    // guarded by mu; zero, and durably so after the next sync
 }
 
 // growth is one extension of the file.
@@ -49,7 +55,7 @@ func (im *Image) take(size int64) (int64, error) {
 	for {
 		s.mu.Lock()
 		off, ok := s.carve(size)
-		if ok && s.growth == nil && s.end-s.next < im.growthStep/2 {
+		if ok && s.growth == nil && s.end-s.next+s.free.total < im.growthStep/2 {
 			im.startGrowth(size)
 		}
 		if ok {
@@ -70,15 +76,8 @@ func (im *Image) take(size int64) (int64, error) {
 
 // carve takes size bytes from the free ranges or the tail. Caller holds mu.
 func (s *space) carve(size int64) (int64, bool) {
-	for i, e := range s.free {
-		if e.length < size {
-			continue
-		}
-		s.free[i] = extent{e.off + size, e.length - size}
-		if e.length == size {
-			s.free = slices.Delete(s.free, i, i+1)
-		}
-		return e.off, true
+	if off, ok := s.free.take(size); ok {
+		return off, true
 	}
 	if s.end-s.next < size {
 		return 0, false
@@ -86,6 +85,15 @@ func (s *space) carve(size int64) (int64, bool) {
 	off := s.next
 	s.next += size
 	return off, true
+}
+
+// release takes proven-zero space back. What ends where the tail begins
+// becomes part of it. Caller holds mu.
+func (s *space) release(e extent) {
+	if e = s.free.put(e); e.end() == s.next {
+		s.free.drop(e.off)
+		s.next = e.off
+	}
 }
 
 // startGrowth extends the file in the background by a step, and by at least
@@ -148,7 +156,7 @@ func (im *Image) claimBlock(block int64) (*claim, error) {
 			s.mu.Unlock()
 			return c, nil
 		}
-		s.free = append(s.free, extent{off, im.blockSize}) // another writer was first; still proven zero
+		s.release(extent{off, im.blockSize}) // another writer was first; still proven zero
 		s.mu.Unlock()
 	}
 }
@@ -179,11 +187,14 @@ func (im *Image) tryPublish(c *claim) error {
 		deathpoint.Reach(deathpoint.PayloadWritten)
 		if err := im.record(JournalRecord{Kind: JournalMapped, Entry: uint64(index), Value: uint64(entry)}); err != nil {
 			if !isJournalFull(err) {
-				s.drop(c, im.blockSize)
+				im.drop(c)
 			}
 			return err
 		}
 		deathpoint.Reach(deathpoint.MappingRecorded)
+		if anchor := b.at(index).Offset(); anchor > 0 {
+			im.retire(extent{anchor, im.blockSize}) // of an UNMAPPED or UNDEFINED block
+		}
 		b.set(index, entry)
 		c.published = true
 		delete(s.pending, c.block)
@@ -193,55 +204,24 @@ func (im *Image) tryPublish(c *claim) error {
 }
 
 // abandon gives a claim up after a failed write. Space that nobody published
-// may hold anything now and is tainted.
+// may hold anything now and is tainted (I-SPACE-3).
 func (im *Image) abandon(c *claim) {
 	im.space.mu.Lock()
 	defer im.space.mu.Unlock()
-	im.space.drop(c, im.blockSize)
+	im.drop(c)
 }
 
-// drop removes one user of c. Caller holds mu.
-func (s *space) drop(c *claim, blockSize int64) {
-	c.users--
-	if c.users == 0 && !c.published {
-		delete(s.pending, c.block)
-		s.tainted = append(s.tainted, extent{c.off, blockSize})
-	}
-}
-
-// cleanTainted punches the space of failed writes. What it returns is proven
-// zero once the next sync has succeeded: give it to reclaim then.
-func (im *Image) cleanTainted() []extent {
+// drop removes one user of c. Caller holds space.mu.
+func (im *Image) drop(c *claim) {
 	s := &im.space
-	s.mu.Lock()
-	dirty := s.tainted
-	s.tainted = nil
-	s.mu.Unlock()
-	if im.opts.omit.has(orderTaint) {
-		return dirty
-	}
-	var clean []extent
-	for _, e := range dirty {
-		if im.punch(e) == nil {
-			clean = append(clean, e) // otherwise it stays unused; the next open finds it unreferenced
-		}
-	}
-	return clean
-}
-
-func (im *Image) reclaim(clean []extent) {
-	if len(clean) == 0 {
+	c.users--
+	if c.users > 0 || c.published {
 		return
 	}
-	im.space.mu.Lock()
-	defer im.space.mu.Unlock()
-	im.space.free = append(im.space.free, clean...)
-}
-
-func (im *Image) punch(e extent) error {
-	p, ok := im.f.(HolePuncher)
-	if !ok {
-		return errHolesUnsupported
+	delete(s.pending, c.block)
+	if e := (extent{c.off, im.blockSize}); im.opts.omit.has(orderTaint) {
+		s.release(e)
+	} else {
+		im.retire(e)
 	}
-	return p.PunchHole(e.off, e.length)
 }
