@@ -121,6 +121,16 @@ type Releaser interface {
 	Release(ctx context.Context) error
 }
 
+// Watched is a Device that knows a hang of its own server from one of the
+// storage.
+type Watched interface {
+	// Alive is asked every second or few, by one caller at a time, and never
+	// waits. An error says that serving hangs by a fault of this process, so that
+	// only its end will help: it is proven over ten seconds and several calls.
+	// Slow storage, a full share or a process that was stopped is no such fault.
+	Alive() error
+}
+
 // Device is a live block device.
 type Device interface {
 	// Path of the device node, /dev/loop7.

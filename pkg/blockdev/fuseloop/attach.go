@@ -35,6 +35,10 @@ type Options struct {
 	// Note is told, once for each, what is less good than it could be with
 	// this kernel and these rights; id is the volume's. It must not block.
 	Note func(id, text string)
+	// Crashing, if set, is told the volume whose serving panics, an image's
+	// methods that are called for it included, before the panic ends the process
+	// as it would have anyhow. It must not block, and may be called more than once.
+	Crashing func(id string)
 	// NoRing serves without io_uring, with blocking threads only.
 	NoRing bool
 	// AllowWithoutResend attaches where this kernel does not send requests
@@ -63,6 +67,9 @@ var _ blockdev.Attacher = (*Attacher)(nil)
 func New(o Options) *Attacher {
 	if o.Note == nil {
 		o.Note = func(string, string) {}
+	}
+	if o.Crashing == nil {
+		o.Crashing = func(string) {}
 	}
 	return &Attacher{o: o, live: map[string]*Device{}}
 }

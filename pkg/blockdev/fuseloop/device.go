@@ -35,7 +35,8 @@ type Device struct {
 
 	mu        sync.Mutex // guards what follows
 	srv       *engine    // nil when it has been closed
-	detaching bool       // the end of the connection is wanted
+	watch     watch
+	detaching bool // the end of the connection is wanted
 	err       error
 	done      chan struct{} // closed after err is set and everything is given back
 }
@@ -99,6 +100,7 @@ func (d *Device) openFuse() error {
 // when goOn is called with true and ends when it is called with false. The
 // goroutine closes the connection and d.done at its end.
 func (d *Device) startServer(s *session) (goOn func(bool), err error) {
+	s.crashing = func() { d.a.o.Crashing(d.id) }
 	ready := make(chan error, 1)
 	start := make(chan bool, 1)
 	go func() {
@@ -117,7 +119,7 @@ func (d *Device) startServer(s *session) (goOn func(bool), err error) {
 		d.mu.Unlock()
 		err = errStopped
 		if <-start {
-			err = srv.run()
+			s.crashes(func() { err = srv.run() })
 		}
 		d.finish(srv, err)
 	}()

@@ -60,6 +60,8 @@ type engine struct {
 	armed    int     // reads of /dev/fuse under way
 	seq      uint64
 	narrow   int // requests, running or parked, with narrow set
+	taken    uint64
+	pulse    pulse
 
 	heard     bool // a request came in this round
 	wakeArmed bool
@@ -92,6 +94,7 @@ func newEngine(s *session, noRing bool) (_ *engine, err error) {
 		return nil, err
 	}
 	e.makeRequests()
+	e.pulse.tid = unix.Gettid()
 	e.slow = newSlowPool(s, e.reqs, e.waker, noRing)
 	return e, nil
 }
@@ -169,7 +172,10 @@ func (e *engine) run() error {
 			return e.end
 		}
 		e.waker.Sleep()
-		err := e.wait(e.patience())
+		patience := e.patience()
+		e.beat(true)
+		err := e.wait(patience)
+		e.beat(false)
 		e.waker.Awake()
 		if err != nil {
 			return e.abandon(err)

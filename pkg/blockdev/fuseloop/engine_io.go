@@ -15,6 +15,7 @@ import (
 
 // accept takes the message of n bytes in big buffer b.
 func (e *engine) accept(b int32, n int) {
+	e.taken++
 	i := e.freeReqs[len(e.freeReqs)-1]
 	r := &e.reqs[i]
 	r.buf, r.big = e.mem.small[i], none

@@ -27,7 +27,8 @@ type kernel struct {
 	fd   int
 	next uint64
 	buf  []byte
-	end  func() error // stops the engine and gives its outcome
+	*engine
+	end func() error // stops the engine and gives its outcome
 }
 
 func newKernel(t testing.TB, im blockdev.Image, depth int, noRing bool) *kernel {
@@ -53,7 +54,7 @@ func newKernel(t testing.TB, im blockdev.Image, depth int, noRing bool) *kernel 
 	if e == nil {
 		t.Fatal(<-ended)
 	}
-	k := &kernel{t: t, fd: fds[1], next: 2, buf: make([]byte, 128<<10)}
+	k := &kernel{t: t, fd: fds[1], next: 2, buf: make([]byte, 128<<10), engine: e}
 	k.end = sync.OnceValue(func() error {
 		e.quit()
 		err := <-ended

@@ -33,6 +33,7 @@ type session struct {
 	align    int64 // what I/O on imageFD must keep, at least 1
 	sector   int
 	readOnly bool
+	crashing func() // called when serving panics; see Options.Crashing
 }
 
 func newSession(fd int, name string, depth int, image blockdev.Image) *session {

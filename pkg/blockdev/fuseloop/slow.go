@@ -45,10 +45,12 @@ func newSlowPool(s *session, reqs []request, waker *uring.Waker, noRing bool) *s
 	serve := func(queue <-chan int32, n int) {
 		for range n {
 			p.wg.Go(func() {
-				for i := range queue {
-					s.execute(&reqs[i])
-					p.finish(i)
-				}
+				s.crashes(func() {
+					for i := range queue {
+						s.execute(&reqs[i])
+						p.finish(i)
+					}
+				})
 			})
 		}
 	}

@@ -24,6 +24,9 @@ import (
 // volume, says where, and serves until its input ends.
 func serveElsewhere(id string) {
 	helper.RunIfHelper(Commands()...)
+	if how := os.Getenv(crashVariable); how != "" {
+		crashServer(id, how)
+	}
 	if path := os.Getenv(lifeVariable); path != "" {
 		serveLife(id, path)
 	}
