@@ -47,6 +47,9 @@ const (
 func (o *options) controller() bool { return o.mode != modeNode }
 func (o *options) node() bool       { return o.mode != modeController }
 
+// nodeStateDir is where the node service keeps what it has staged.
+func (o *options) nodeStateDir() string { return filepath.Join(o.stateDir, "node") }
+
 // errUsage: the command line is wrong, and the user has been told.
 var errUsage = errors.New("wrong usage")
 

@@ -132,3 +132,26 @@ func showKeeper(cmd *cobra.Command, c *keeper.Client) error {
 	}
 	return w.Flush()
 }
+
+// dialKeeper connects a worker to the keeper. From then on the keeper does
+// nothing any more that an earlier worker of this node has asked for.
+func (o *options) dialKeeper(ctx context.Context) (*keeper.Client, error) {
+	log := klog.FromContext(ctx)
+	c, err := keeper.Dialer{
+		Socket: o.keeperSocket, Build: version, Owner: "node " + o.stateDir,
+		Lost: func(err error) {
+			log.Error(err, "The keeper has gone: until there is one again, the death of this process costs its devices")
+		},
+		Restored: func(items int, err error) {
+			if err != nil {
+				log.Error(err, "A new keeper does not hold everything", "volumes", items)
+				return
+			}
+			log.Info("A new keeper holds everything", "volumes", items)
+		},
+	}.Dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the keeper: %w", err)
+	}
+	return c, nil
+}

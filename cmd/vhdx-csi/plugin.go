@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -38,7 +37,7 @@ func (o *options) run(ctx context.Context, link *supervisor.Link) (err error) {
 	}
 	var m *node.Manager
 	if o.node() {
-		if m, err = o.startNode(ctx, set); err != nil {
+		if m, err = o.startNode(ctx, set, link); err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
@@ -86,17 +85,23 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 
 // startNode makes the node manager, settles what an earlier process left, and
 // tells the pools about this node.
-func (o *options) startNode(ctx context.Context, set *pool.Set) (*node.Manager, error) {
+func (o *options) startNode(ctx context.Context, set *pool.Set, link *supervisor.Link) (*node.Manager, error) {
 	attacher, err := o.newAttacher(klog.FromContext(ctx))
 	if err != nil {
 		return nil, err
 	}
-	m, err := node.New(node.Config{ //nolint:contextcheck // it waits for nothing but its own directory
-		NodeID:   o.nodeID,
-		StateDir: filepath.Join(o.stateDir, "node"),
-		Volumes:  set,
-		Attacher: attacher,
-	})
+	c := node.Config{
+		NodeID: o.nodeID, StateDir: o.nodeStateDir(), StateLocked: link != nil,
+		Volumes: set, Attacher: attacher, Guard: link,
+	}
+	if link != nil || o.keeperGiven {
+		k, err := o.dialKeeper(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c.Keeper = k
+	}
+	m, err := node.New(c) //nolint:contextcheck // it waits for nothing but its own directory
 	if err != nil {
 		return nil, fmt.Errorf("start the node service: %w", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/supervisor"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/driver"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/keeper"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 )
 
 const (
@@ -43,6 +44,11 @@ func start(cmd *cobra.Command, o *options) error {
 func (o *options) supervise(ctx context.Context) (err error) {
 	log := klog.FromContext(ctx)
 	becomeIOFlusher(log)
+	lock, err := node.LockState(ctx, o.nodeStateDir())
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	if !o.keeperGiven {
 		stop, err := o.maintainKeeper(ctx)
 		if err != nil {

@@ -53,6 +53,7 @@ var rules = []rule{
 	// These say that something is left running or half done, whatever else
 	// they wrap.
 	{err: node.ErrPending, code: codes.Aborted},
+	{err: node.ErrUnserved, code: codes.Unavailable},
 	{err: node.ErrStuck, code: codes.Aborted},
 	{err: node.ErrUnfinished, code: codes.Aborted},
 
@@ -89,6 +90,7 @@ var rules = []rule{
 	{err: node.ErrForeignMount, code: codes.FailedPrecondition},
 	{err: node.ErrReadOnlyRemount, code: codes.FailedPrecondition},
 	{err: node.ErrSingleWriter, code: codes.FailedPrecondition},
+	{err: node.ErrQuarantined, code: codes.FailedPrecondition},
 	{err: node.ErrOfflineOnly, code: codes.FailedPrecondition},
 	{err: node.ErrDeviceDead, code: codes.Internal},
 
@@ -106,6 +108,7 @@ var rules = []rule{
 	{err: blockdev.ErrBusy, code: codes.FailedPrecondition},
 	{err: blockdev.ErrUnavailable, code: codes.FailedPrecondition},
 	{err: blockdev.ErrGone, code: codes.Internal},
+	{err: blockdev.ErrUnresumable, code: codes.Internal},
 
 	// Work that gave up at its own deadline may have left a child behind.
 	{err: context.DeadlineExceeded, code: codes.DeadlineExceeded},

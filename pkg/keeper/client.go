@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -83,13 +84,17 @@ func (d Dialer) Dial(ctx context.Context) (*Client, error) {
 func (c *Client) Close() error {
 	c.cancel()
 	<-c.done
+	c.forgetAll()
+	return nil
+}
+
+func (c *Client) forgetAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, e := range c.put {
 		closeAll(e.files)
 		delete(c.put, id)
 	}
-	return nil
 }
 
 // Put keeps an item that is new, or replaces one by a greater generation. No
@@ -124,7 +129,9 @@ func (c *Client) Put(ctx context.Context, i Item) error {
 	return nil
 }
 
-// Get returns an item with descriptors of the same open files.
+// Get returns an item with descriptors of the same open files. From then on
+// this client keeps copies of them, as if it had put the item; ErrNotFound
+// closes the copies it has.
 func (c *Client) Get(ctx context.Context, id string) (Item, error) {
 	var i Item
 	var files []int
@@ -238,6 +245,9 @@ func (c *Client) Stop(ctx context.Context, force bool) error {
 // learn gets an item and remembers it: from now on this process serves it.
 func (c *Client) learn(l *link, id string, end time.Time) error {
 	a, err := l.call(message{op: opGet, id: id}, nil, end)
+	if errors.Is(err, ErrNotFound) {
+		c.forget(id, math.MaxUint64)
+	}
 	if err != nil {
 		return err
 	}
@@ -277,10 +287,11 @@ func (c *Client) remember(e *entry, inherit bool) {
 	c.put[e.id] = e
 }
 
+// forget closes the copies of an item up to that generation.
 func (c *Client) forget(id string, generation uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.put[id]; e != nil && e.generation == generation {
+	if e := c.put[id]; e != nil && e.generation <= generation {
 		closeAll(e.files)
 		delete(c.put, id)
 	}

@@ -69,6 +69,7 @@ func (c *Client) watch(l *link) {
 		if errors.Is(l.why, ErrRevoked) {
 			c.revoked.Store(true)
 			c.cancel()
+			c.forgetAll() // whoever took this place decides when a device is cut off
 			return
 		}
 		if l = c.redial(); l == nil {

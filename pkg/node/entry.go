@@ -38,6 +38,9 @@ type entry struct {
 	Device  *deviceID `json:"device,omitempty"`
 	Staging []string  `json:"staging"`
 	Targets []target  `json:"targets,omitempty"`
+	// Staged: a call of Stage has come to its end. What died before that has
+	// been promised to nobody, and is torn down.
+	Staged bool `json:"staged,omitempty"`
 }
 
 // deviceID is how mounts are proven to be a volume's (I-NODE-8).

@@ -34,6 +34,11 @@ var (
 	ErrReadOnlyRemount = errors.New("filesystem has become read-only")
 	// ErrSingleWriter: the volume may have one target only, and has it.
 	ErrSingleWriter = errors.New("volume is published to another target")
+	// ErrUnserved: the volume's device waits for its server since the death of
+	// an earlier process. No request has failed; it is tried again. Not final.
+	ErrUnserved = errors.New("device waits for its server")
+	// ErrQuarantined: serving the volume has killed the plugin again and again.
+	ErrQuarantined = errors.New("volume is in quarantine: it has killed its server three times; the plugin's log says how; SIGHUP to the plugin tries again")
 	// ErrDeviceDead: the volume's device has stopped serving.
 	ErrDeviceDead = errors.New("device has failed")
 	// ErrOfflineOnly: image and device have grown; the filesystem cannot while

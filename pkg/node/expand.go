@@ -22,7 +22,10 @@ func (m *Manager) Expand(ctx context.Context, volumeID, path string) (int64, err
 	if _, published := v.entry.target(path); !published && !slices.Contains(v.entry.Staging, path) {
 		return 0, fmt.Errorf("expand volume %s at %s: %w", volumeID, path, ErrNotFound)
 	}
-	size, err := m.expand(ctx, v)
+	var size int64
+	if err = m.serving(ctx, v); err == nil {
+		size, err = m.expand(ctx, v)
+	}
 	if err != nil {
 		return size, fmt.Errorf("expand volume %s: %w", volumeID, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 // The state directory's disk fails at each single change, once: the call
@@ -155,8 +156,8 @@ func TestHangingShare(t *testing.T) {
 	r.start()
 	var g *gate
 	open := r.m.open
-	r.m.open = func(ctx context.Context, id string, readOnly bool) (image, error) {
-		im, err := open(ctx, id, readOnly)
+	r.m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
+		im, err := open(ctx, id, readOnly, j)
 		if err != nil {
 			return nil, err
 		}
@@ -204,8 +205,8 @@ func TestHangingFormat(t *testing.T) {
 	r.start()
 	var g *gate
 	open := r.m.open
-	r.m.open = func(ctx context.Context, id string, readOnly bool) (image, error) {
-		im, err := open(ctx, id, readOnly)
+	r.m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
+		im, err := open(ctx, id, readOnly, j)
 		if err != nil {
 			return nil, err
 		}

@@ -40,14 +40,13 @@ type journal struct {
 
 // openJournal opens or makes the journal in stateDir and locks it: tearing
 // down what a living process serves would cut off its pods.
-func openJournal(ctx context.Context, stateDir string) (*journal, error) {
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state directory: %w", err)
-	}
+func openJournal(ctx context.Context, stateDir string, locked bool) (*journal, error) {
 	j := &journal{}
 	var err error
-	if j.lock, err = lockState(ctx, filepath.Join(stateDir, "lock")); err != nil {
-		return nil, err
+	if !locked {
+		if j.lock, err = LockState(ctx, stateDir); err != nil {
+			return nil, err
+		}
 	}
 	j.orphans, err = os.OpenFile(filepath.Join(stateDir, "helpers"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err == nil {
@@ -64,7 +63,17 @@ func openJournal(ctx context.Context, stateDir string) (*journal, error) {
 	return j, nil
 }
 
-func lockState(ctx context.Context, path string) (*os.File, error) {
+// LockState makes and locks a state directory until the file is closed.
+// ErrStateInUse: after 5 seconds another process has it still.
+//
+// A killed process keeps its locks for as long as one of its threads waits in
+// the kernel, for a dead disk perhaps. So it is the process that replaces the
+// servers that should hold this one, not each of them.
+func LockState(ctx context.Context, stateDir string) (*os.File, error) {
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	path := filepath.Join(stateDir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open state lock: %w", err)
@@ -104,7 +113,10 @@ func (j *journal) close() error {
 	if j.orphans != nil {
 		errs = append(errs, j.orphans.Close())
 	}
-	return errors.Join(append(errs, j.lock.Close())...)
+	if j.lock != nil {
+		errs = append(errs, j.lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // put makes the entry durable. On an error either entry may be there.

@@ -28,6 +28,7 @@ type victim struct {
 	Delay time.Duration
 	FS    string
 	ID    string
+	RO    bool
 	Real  bool // pool, image and server are those of the product
 	Calls []string
 }
@@ -40,7 +41,7 @@ func runVictim(plan string) {
 		panic(err)
 	}
 	r := rigAt(v.Dir)
-	r.id = v.ID
+	r.id, r.ro = v.ID, v.RO
 	if v.Real {
 		if r.real, err = newRealParts(v.Dir); err != nil {
 			panic(err)
@@ -81,6 +82,7 @@ func runVictim(plan string) {
 func (r *rig) call(m *Manager, name, fsType string) error {
 	ctx := context.Background()
 	s, p := r.stage(r.id, fsType), r.publishTo(r.id, "a")
+	s.ReadOnly, p.ReadOnly = r.ro, r.ro
 	if fsType == "block" {
 		s.FSType, s.Block, p.Block = "", true, true
 	}
@@ -93,6 +95,8 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 		return m.Unpublish(ctx, r.id, p.TargetPath)
 	case "unstage":
 		return m.Unstage(ctx, r.id, s.StagingPath)
+	case "dirty": // written and never synced
+		return os.WriteFile(filepath.Join(p.TargetPath, "dirty"), []byte("not synced"), 0o600)
 	case "write":
 		f := filepath.Join(p.TargetPath, "file")
 		if fsType == "block" {
@@ -111,7 +115,7 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 // kill runs a victim to its end.
 func (r *rig) kill(v victim) {
 	r.t.Helper()
-	v.Dir, v.ID, v.Real = r.dir, r.id, r.real != nil
+	v.Dir, v.ID, v.RO, v.Real = r.dir, r.id, r.ro, r.real != nil
 	plan, err := json.Marshal(v)
 	if err != nil {
 		r.t.Fatal(err)

@@ -20,11 +20,13 @@ type Manager struct {
 	tools   tools
 	boot    string
 	// open is Volumes.OpenImage; tests put plain files in its place.
-	open func(ctx context.Context, id string, readOnly bool) (image, error)
+	open func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error)
 	// patience with an image that is in use; see drainPatience.
 	patience time.Duration
 	// step is told each step that a death could follow; tests die there.
 	step func(name string)
+	// stopped is closed by Shutdown.
+	stopped chan struct{}
 
 	mu      sync.Mutex
 	ready   bool               // Recover has run, Shutdown has not
@@ -46,11 +48,15 @@ type image interface {
 type volume struct {
 	entry entry // as last made durable
 	image image
+	life  *life           // nil: nothing of it outlives this process
 	dev   blockdev.Device // nil: a leftover, or on the way up or down
 	// staged: Stage has come to its end, and nothing has been taken back.
 	staged bool
-	size   int64 // of the device
-	stats  statsCell
+	// waiting says why a device that an earlier process served has no server
+	// yet, lost why it never will.
+	waiting, lost error
+	size          int64 // of the device
+	stats         statsCell
 }
 
 // up reports whether the volume is staged and its device served.
@@ -63,6 +69,10 @@ func (v *volume) usable() error {
 		return nil
 	case v.dev != nil && ended(v.dev):
 		return dead(v.dev)
+	case v.waiting != nil:
+		return unserved(v.waiting)
+	case v.lost != nil:
+		return fmt.Errorf("%w: %w", ErrDeviceDead, v.lost)
 	}
 	return fmt.Errorf("%w: it is left from an earlier process, or from a call that failed", ErrNotStaged)
 }
@@ -94,18 +104,21 @@ func New(c Config) (*Manager, error) {
 		return nil, fmt.Errorf("read boot id: %w", err)
 	}
 	c.Deadlines = c.Deadlines.filled()
+	if c.Guard == nil {
+		c.Guard = noGuard{}
+	}
 	m := &Manager{
-		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: func(string) {},
+		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: func(string) {}, stopped: make(chan struct{}),
 		volumes: map[string]*volume{}, busy: map[string]bool{},
 	}
-	m.open = func(ctx context.Context, id string, readOnly bool) (image, error) {
-		im, err := c.Volumes.OpenImage(ctx, id, readOnly, vhdx.OpenOptions{ReadOnly: readOnly})
+	m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
+		im, err := c.Volumes.OpenImage(ctx, id, readOnly, vhdx.OpenOptions{ReadOnly: readOnly, Journal: j})
 		if err != nil {
 			return nil, err
 		}
 		return im, nil
 	}
-	if m.journal, err = openJournal(context.Background(), c.StateDir); err != nil {
+	if m.journal, err = openJournal(context.Background(), c.StateDir, c.StateLocked); err != nil {
 		return nil, err
 	}
 	m.tools.orphans = m.journal.orphans

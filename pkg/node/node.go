@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/keeper"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -18,14 +19,38 @@ type Volumes interface {
 	SetUse(ctx context.Context, id string, u pool.Use) error
 }
 
+// Keeper holds what must outlive this process; *keeper.Client is one.
+type Keeper interface {
+	Put(ctx context.Context, i keeper.Item) error
+	Get(ctx context.Context, id string) (keeper.Item, error)
+	Drop(ctx context.Context, id string, generation uint64) error
+}
+
+// Guard knows which volumes have killed their server; *supervisor.Link is one.
+type Guard interface {
+	// Blame says that what this process does until release is called could
+	// kill it, and would be the fault of that volume.
+	Blame(ctx context.Context, id string) (release func(), err error)
+	// Quarantined lists volumes that must not be opened.
+	Quarantined() []string
+}
+
 // Config says what a [Manager] works with.
 type Config struct {
 	// NodeID is what the journal calls this node.
 	NodeID string
 	// StateDir holds the attachment journal. One process uses it at a time.
 	StateDir string
-	Volumes  Volumes
-	Attacher blockdev.Attacher
+	// StateLocked: whoever has started this process holds the lock of
+	// [LockState], and has killed every process that used the directory before.
+	StateLocked bool
+	Volumes     Volumes
+	Attacher    blockdev.Attacher
+	// Keeper makes devices outlive this process, if the attacher is a
+	// [blockdev.Resumer] too. Nil: its death takes them along.
+	Keeper Keeper
+	// Guard is told what could kill this process. Nil: nobody.
+	Guard Guard
 	// Deadlines of the helper processes; the zero value of each is its default.
 	Deadlines Deadlines
 }
@@ -82,6 +107,8 @@ const (
 	OutcomeDropped  Outcome = "dropped"   // nothing was left of it
 	OutcomeTornDown Outcome = "torn down" // mounts and devices of it were removed
 	OutcomeKept     Outcome = "kept"      // something still uses it; Err says what
+	OutcomeResumed  Outcome = "resumed"   // served again, nothing was unmounted
+	OutcomeWaiting  Outcome = "waiting"   // its requests wait until it can be served; Err says for what
 	OutcomeSetAside Outcome = "set aside" // no readable entry; moved out of the way
 )
 
@@ -91,4 +118,6 @@ type Recovered struct {
 	File     string
 	Outcome  Outcome
 	Err      error
+	// Took is how long after the beginning of Recover the device was served.
+	Took time.Duration
 }

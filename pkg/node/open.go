@@ -10,13 +10,15 @@ import (
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool/lease"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 const (
 	// drainPatience is how long the I/O of a dead process may take to end. Its
 	// lock lives until then, and nothing may be read before (seen: 4.7 s).
 	drainPatience = 15 * time.Second
-	drainStep     = 50 * time.Millisecond
+	drainStep     = time.Millisecond // at first; twice as long each time
+	drainStepMax  = 50 * time.Millisecond
 )
 
 // attached returns the record of a volume that this node may stage.
@@ -39,9 +41,10 @@ func (m *Manager) attached(ctx context.Context, id string, readOnly bool) (pool.
 
 // openImage opens the image. Where a process of this node that is no more
 // still has I/O under way on it, the open waits for the end of that.
-func (m *Manager) openImage(ctx context.Context, id string, readOnly bool) (image, error) {
-	for end := time.Now().Add(m.patience); ; {
-		im, err := m.open(ctx, id, readOnly)
+func (m *Manager) openImage(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
+	step := drainStep
+	for end := time.Now().Add(m.patience); ; step = min(2*step, drainStepMax) {
+		im, err := m.openGuarded(ctx, id, readOnly, j)
 		if err == nil {
 			if r := im.Info().Replay; r.Entries > 0 {
 				klog.FromContext(ctx).Info("Replayed the image's log", "volume", id, "entries", r.Entries, "pages", r.Pages)
@@ -64,7 +67,7 @@ func (m *Manager) openImage(ctx context.Context, id string, readOnly bool) (imag
 			return nil, err
 		}
 		select {
-		case <-time.After(drainStep):
+		case <-time.After(step):
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), err)
 		}

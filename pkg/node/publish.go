@@ -28,7 +28,11 @@ func (m *Manager) Publish(ctx context.Context, r PublishRequest) error {
 	if v == nil || !slices.Contains(v.entry.Staging, r.StagingPath) {
 		return fmt.Errorf("publish volume %s: %w at %q", r.VolumeID, ErrNotStaged, r.StagingPath)
 	}
-	if err := m.publish(ctx, v, r); err != nil {
+	err = m.serving(ctx, v)
+	if err == nil {
+		err = m.publish(ctx, v, r)
+	}
+	if err != nil {
 		return fmt.Errorf("publish volume %s at %s: %w", r.VolumeID, r.TargetPath, err)
 	}
 	return nil
@@ -203,7 +207,11 @@ func (m *Manager) Unpublish(ctx context.Context, volumeID, targetPath string) er
 	if v == nil {
 		v = &volume{} // owns nothing
 	}
-	if err := m.unpublish(ctx, v, targetPath); err != nil {
+	err = m.serving(ctx, v)
+	if err == nil {
+		err = m.unpublish(ctx, v, targetPath)
+	}
+	if err != nil {
 		return fmt.Errorf("unpublish volume %s from %s: %w", volumeID, targetPath, err)
 	}
 	return nil

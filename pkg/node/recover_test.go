@@ -213,7 +213,7 @@ func TestHostileIDs(t *testing.T) {
 func TestStateDirectoryIsLocked(t *testing.T) {
 	r := newRig(t)
 	r.start()
-	_, err := lockState(canceled(), r.path("state", "lock"))
+	_, err := LockState(canceled(), r.path("state"))
 	wantErr(t, err, ErrStateInUse)
 }
 

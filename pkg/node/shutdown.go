@@ -6,14 +6,20 @@ import (
 	"fmt"
 
 	"k8s.io/klog/v2"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 )
 
 // Shutdown makes what has been written durable: filesystems are synced, images
-// flushed. Volumes that nothing uses are unstaged and their images closed
-// clean; the others are served until the process ends. It waits no longer than
-// ctx lasts, and no call is accepted afterwards.
+// flushed. With a keeper all images are closed clean then, and the devices wait
+// for the next process; nothing is unmounted. Without one, volumes that nothing
+// uses are unstaged, and the others served until the process ends. It waits no
+// longer than ctx lasts, and no call is accepted afterwards.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.mu.Lock()
+	if m.ready {
+		close(m.stopped)
+	}
 	m.ready = false
 	calls := len(m.busy)
 	var up []*volume
@@ -53,6 +59,10 @@ func (m *Manager) shut(ctx context.Context, v *volume) error {
 			_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
 		}
 	}
+	if v.life != nil && v.life.generation > 0 {
+		// Their errors are the same ones, and later requests have a server again.
+		return errors.Join(err, m.handOver(ctx, v))
+	}
 	if err = errors.Join(err, v.image.Flush()); err != nil {
 		return fmt.Errorf("flush volume %s: %w", id, err)
 	}
@@ -64,6 +74,21 @@ func (m *Manager) shut(ctx context.Context, v *volume) error {
 			return err // the image could not be closed well
 		}
 		klog.FromContext(ctx).Info("Left staged", "volume", id, "reason", err.Error())
+	}
+	return nil
+}
+
+// handOver leaves a served volume to the next process. What it has answered is
+// in the image, which is closed clean.
+func (m *Manager) handOver(ctx context.Context, v *volume) error {
+	if err := v.dev.(blockdev.Releaser).Release(ctx); err != nil {
+		return err // it is served until the process ends, and resumed as after a death
+	}
+	m.step("released")
+	err := v.image.Close()
+	m.change(func() { v.dev, v.image, v.staged = nil, nil, false })
+	if err = errors.Join(err, v.life.end()); err != nil {
+		return fmt.Errorf("hand over volume %s: %w", v.entry.Volume, err)
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -26,6 +25,9 @@ func (m *Manager) Stage(ctx context.Context, r StageRequest) error {
 	defer end()
 	v := m.lookup(r.VolumeID)
 	if v != nil {
+		if err := m.serving(ctx, v); err != nil {
+			return fmt.Errorf("stage volume %s: %w", r.VolumeID, err)
+		}
 		again, err := m.mustStageAnew(ctx, v)
 		if err != nil {
 			return fmt.Errorf("stage volume %s: %w", r.VolumeID, err)
@@ -86,6 +88,11 @@ func (m *Manager) stageNew(ctx context.Context, r StageRequest) error {
 		m.step("entry")
 		err = m.bringUp(ctx, v)
 	}
+	if err == nil {
+		e = v.entry.clone()
+		e.Staged = true
+		err = m.record(v, e)
+	}
 	if err != nil {
 		return m.undo(ctx, v, err)
 	}
@@ -109,10 +116,17 @@ func prepareStaging(path string) error {
 func (m *Manager) bringUp(ctx context.Context, v *volume) error {
 	id, readOnly := v.entry.Volume, v.entry.ReadOnly
 	// What a process before this one left, and lost the journal of.
-	if err := m.removeDead(ctx, id); err != nil {
+	err := m.letGo(ctx, id)
+	if err == nil {
+		err = m.removeDead(ctx, id)
+	}
+	if err == nil && m.cfg.Keeper != nil {
+		v.life, err = newLife(readOnly)
+	}
+	if err != nil {
 		return err
 	}
-	im, err := m.openImage(ctx, id, readOnly)
+	im, err := m.openImage(ctx, id, readOnly, v.life.journal())
 	if err != nil {
 		return err
 	}
@@ -154,7 +168,7 @@ func (m *Manager) useRaw(ctx context.Context, v *volume, rec pool.Volume) error 
 }
 
 func (m *Manager) attach(ctx context.Context, v *volume) error {
-	dev, err := m.cfg.Attacher.Attach(ctx, blockdev.Config{ID: v.entry.Volume, Image: v.image})
+	dev, err := m.cfg.Attacher.Attach(ctx, m.keepConfig(ctx, v))
 	if err != nil {
 		return fmt.Errorf("attach device: %w", err)
 	}

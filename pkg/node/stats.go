@@ -33,10 +33,14 @@ func (m *Manager) Stats(ctx context.Context, volumeID, path string) (Stats, erro
 	var e entry
 	var size int64
 	up := false
+	var waiting error
 	if v != nil {
-		e, size, up = v.entry.clone(), v.size, v.up()
+		e, size, up, waiting = v.entry.clone(), v.size, v.up(), v.waiting
 	}
 	m.mu.Unlock()
+	if waiting != nil {
+		return Stats{}, fmt.Errorf("volume %s: %w", volumeID, unserved(waiting))
+	}
 	path = realPath(path)
 	_, published := e.target(path)
 	if !up || !published && !slices.Contains(e.Staging, path) {

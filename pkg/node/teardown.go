@@ -43,6 +43,10 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 		m.change(func() { v.image = nil })
 		m.step("closed")
 	}
+	// Not before: until now the journal at the keeper was needed.
+	if err := errors.Join(m.letGo(ctx, v.entry.Volume), v.life.end()); err != nil {
+		return errors.Join(err, closed)
+	}
 	if err := m.forget(v); err != nil {
 		return errors.Join(err, closed)
 	}
@@ -55,6 +59,10 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 // tearDownLeftover removes what a process that is no more has left.
 func (m *Manager) tearDownLeftover(ctx context.Context, v *volume) error {
 	e := v.entry
+	// A device that still waits for a server would hold up its own removal.
+	if err := errors.Join(m.letGo(ctx, e.Volume), v.life.end()); err != nil {
+		return err
+	}
 	paths := slices.Clone(e.Staging)
 	for _, t := range e.Targets {
 		paths = append(paths, t.Path)
@@ -154,7 +162,7 @@ func (m *Manager) Unstage(ctx context.Context, volumeID, stagingPath string) err
 	v := m.lookup(volumeID)
 	if v == nil || !slices.Contains(v.entry.Staging, stagingPath) {
 		err = notMounted(stagingPath)
-	} else {
+	} else if err = m.serving(ctx, v); err == nil {
 		err = m.unstage(ctx, v, stagingPath)
 	}
 	if err != nil {

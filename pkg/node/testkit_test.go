@@ -16,6 +16,8 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/keeper"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 func TestMain(m *testing.M) {
@@ -41,10 +43,13 @@ type rig struct {
 	t     *testing.T
 	dir   string
 	id    string // of the volume that call works on
+	ro    bool   // call works on it read-only
 	real  *realParts
 	vols  *rawVolumes
 	att   *loopAttacher
 	m     *Manager
+	guard Guard
+	kept  *keeper.Client // of the last manager; nil: there is no keeper
 	steps []string
 }
 
@@ -92,7 +97,9 @@ func (r *rig) open() (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.open = func(_ context.Context, id string, readOnly bool) (image, error) { return r.vols.open(id, readOnly) }
+	m.open = func(_ context.Context, id string, readOnly bool, _ vhdx.Journal) (image, error) {
+		return r.vols.open(id, readOnly)
+	}
 	m.step = func(s string) { r.steps = append(r.steps, s) }
 	return m, nil
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/keeper"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -40,7 +41,16 @@ func newRealParts(dir string) (*realParts, error) {
 }
 
 func (p *realParts) open(r *rig) (*Manager, error) {
-	m, err := New(Config{NodeID: "node-1", StateDir: filepath.Join(r.dir, "state"), Volumes: p.set, Attacher: p.att})
+	c := Config{NodeID: "node-1", StateDir: filepath.Join(r.dir, "state"), Volumes: p.set, Attacher: p.att, Guard: r.guard}
+	if _, err := os.Stat(r.path("keeper.sock")); err == nil {
+		// The keeper that this process asked before is fenced off by the next.
+		k, err := keeper.Dialer{Socket: r.path("keeper.sock"), Owner: "node-1"}.Dial(context.Background())
+		if err != nil {
+			return nil, err
+		}
+		c.Keeper, r.kept = k, k
+	}
+	m, err := New(c)
 	if err != nil {
 		return nil, err
 	}

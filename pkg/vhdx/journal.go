@@ -34,14 +34,15 @@ type Journal interface {
 	// Dropped says that all records up to and including seq are in the
 	// durable log and need not be kept.
 	Dropped(seq uint64)
-	// Reset forgets the image: it has been closed cleanly.
+	// Reset drops every record: the image has been closed cleanly. By what it
+	// is recognised stays, for its device may outlive the close.
 	Reset() error
 }
 
 // JournalState is what a [Journal] holds of an image whose server has died.
 type JournalState struct {
-	// Active: the image was being written; FileWriteGUIDs then names the
-	// values that its header may carry unless someone else has opened it since.
+	// Active: the image has been open; FileWriteGUIDs then names the values
+	// that its header may carry unless someone else has written to it since.
 	Active         bool
 	FileWriteGUIDs [2][16]byte
 	// Poisoned: the server had refused to write on.
@@ -92,10 +93,10 @@ func (im *Image) openJournal() error {
 		return fmt.Errorf("%s: volatile journal: %w", im.name, err)
 	}
 	im.journalSeq = state.LastSeq
-	if !state.Active {
-		return nil
-	}
 	now := [16]byte(im.headers.current.FileWriteGUID)
+	if !state.Active {
+		return im.opts.Journal.Announce(now, now)
+	}
 	if now != state.FileWriteGUIDs[0] && now != state.FileWriteGUIDs[1] {
 		return fmt.Errorf("%s: FileWriteGuid is %v, the journal of %d records belongs to %v: %w",
 			im.name, im.headers.current.FileWriteGUID, len(state.Records), ondisk.GUID(state.FileWriteGUIDs[0]), ErrTakenOver)

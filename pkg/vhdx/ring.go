@@ -171,7 +171,6 @@ func (r *Ring) Dropped(seq uint64) { r.dropped.Store(seq) }
 // Reset implements [Journal].
 func (r *Ring) Reset() error {
 	r.dropped.Store(r.last)
-	r.writeHead(false, [16]byte{}, [16]byte{})
 	return nil
 }
 

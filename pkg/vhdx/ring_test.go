@@ -71,7 +71,7 @@ func TestRingKeepsRecords(t *testing.T) {
 	if err := r.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := newRing(t, mem).Pending(); err != nil || got.Active || got.Records != nil {
+	if got, err := newRing(t, mem).Pending(); err != nil || !got.Active || got.Records != nil {
 		t.Fatalf("after a reset: %+v, %v", got, err)
 	}
 }
@@ -177,8 +177,8 @@ func TestJournalKeepsAnsweredWrites(t *testing.T) {
 	}
 	verify(t, im, want)
 	closeImage(t, im)
-	if s, err := newRing(t, mem).Pending(); err != nil || s.Active {
-		t.Fatalf("active after a clean close: %+v, %v", s, err)
+	if s, err := newRing(t, mem).Pending(); err != nil || !s.Active || len(s.Records) > 0 {
+		t.Fatalf("after a clean close: %+v, %v", s, err)
 	}
 }
 
