@@ -46,15 +46,17 @@ func Clean(ctx context.Context, dir string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var errs []error
+	// First, for a device that a keeper holds and nobody serves would keep
+	// waiting whoever unmounts it.
+	for _, p := range processes(dir) {
+		if p.plugin(dir) {
+			errs = append(errs, syscall.Kill(p.pid, syscall.SIGKILL))
+		}
+	}
 	mounts, err := mountsBelow(dir)
 	errs = append(errs, err)
 	for _, m := range slices.Backward(mounts) {
 		errs = append(errs, tool(ctx, "umount", m.Mountpoint))
-	}
-	for _, p := range processes(dir) {
-		if p.plugin(dir) { // a keeper lives on while it holds a device
-			errs = append(errs, syscall.Kill(p.pid, syscall.SIGKILL))
-		}
 	}
 	for _, l := range loops(dir, nil) {
 		errs = append(errs, tool(ctx, "losetup", "--detach", strings.Fields(l)[0]))
