@@ -75,8 +75,17 @@ const (
 	orderCommitThenDrop
 	// The journal knows the new FileWriteGuid before the file carries it.
 	orderAnnounce
+
+	// Those of Repair.
+
+	// Copies of blocks, or the log's new space, and the first log entry are
+	// durable before a header names the log.
+	syncRepairSpace
 	barrierCount
 )
+
+// repairBarriers is the first barrier of Repair's own.
+const repairBarriers = syncRepairSpace
 
 var barrierNames = [barrierCount]string{
 	syncFileWriteGUID:     "sync FileWriteGuid before any other change",
@@ -108,6 +117,7 @@ var barrierNames = [barrierCount]string{
 	orderCommitThenDrop:   "drop records after the commit",
 	orderAnnounce:         "announce FileWriteGuid to the journal",
 	orderDataThenMapping:  "write payload before publishing its mapping",
+	syncRepairSpace:       "sync repaired copies before logging their places",
 }
 
 func (b barrier) String() string { return barrierNames[b] }

@@ -4,7 +4,16 @@ package vhdx
 func Barriers() []string { return barrierNames[:powerBarriers] }
 
 // JournalRules names those that the death of the process alone shows.
-func JournalRules() []string { return barrierNames[powerBarriers:] }
+func JournalRules() []string { return barrierNames[powerBarriers:repairBarriers] }
+
+// RepairBarriers names those that only a power cut in a repair shows.
+func RepairBarriers() []string { return barrierNames[repairBarriers:] }
+
+// Omit makes o leave out the named barriers.
+func (o RepairOptions) Omit(names ...string) RepairOptions {
+	o.omit = OpenOptions{}.Omit(names...).omit
+	return o
+}
 
 // NoTimers makes nothing happen but on a call.
 func (o OpenOptions) NoTimers() OpenOptions {

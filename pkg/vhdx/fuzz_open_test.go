@@ -25,14 +25,7 @@ import (
 // writable open of the same bytes that both succeed show the same; and what
 // was closed without an error opens again.
 func FuzzOpen(f *testing.F) {
-	for base := range len(fuzzBases()) + 1 {
-		f.Add([]byte{byte(base), 0, 0})
-		for anchor := range len(fuzzAnchors) {
-			f.Add([]byte{byte(base), mendAll, 0, byte(anchor), 0, 0, 1, 0xff})
-			f.Add([]byte{byte(base), mendAll, byte(anchor), byte(anchor), 16, 0, 8, 0xff, 0, 1, 2, 3, 4, 5, 0x7f})
-		}
-	}
-	f.Add(append([]byte{255, 0, 0}, "vhdxfile"...))
+	seedImages(f)
 	f.Fuzz(func(t *testing.T, in []byte) {
 		file := fuzzImage(in)
 		if file == nil {

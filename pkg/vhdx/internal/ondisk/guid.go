@@ -37,6 +37,10 @@ var (
 	// ItemIncomplete marks a file that Windows is still creating.
 	ItemIncomplete = guid(0x71CC85F0, 0x1B69, 0x4E28, 0x9558C3BF83AE75D3)
 
+	// ItemCHS and ItemPMEMLabels are hints to Windows about the device.
+	ItemCHS        = guid(0xDA02D7BC, 0x3D3A, 0x423C, 0xAC882A36AB21479B)
+	ItemPMEMLabels = guid(0x10E1AE8A, 0x4B7E, 0x4169, 0xA40FCD70DE928393)
+
 	// LocatorTypeVHDX is the only type of parent locator.
 	LocatorTypeVHDX = guid(0xB04AEFB7, 0xD19E, 0x4A81, 0xB78925B8E9445913)
 )

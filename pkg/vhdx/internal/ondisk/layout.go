@@ -45,6 +45,9 @@ const (
 	signatureRegionTable = "regi"
 )
 
+// Signature is what a VHDX file begins with.
+const Signature = signatureIdentifier
+
 // The metadata region (MS-VHDX 2.6).
 const (
 	MetadataTableSize       = 64 * KiB

@@ -44,33 +44,50 @@ const (
 // regionLength bytes long. Every item lies inside the region, beyond the
 // table, and overlaps no other.
 func DecodeMetadataTable(b []byte, regionLength uint32) (MetadataTable, error) {
+	t, problems, err := InspectMetadataTable(b, regionLength)
+	if err == nil && len(problems) > 0 {
+		err = problems[0]
+	}
+	if err != nil {
+		return MetadataTable{}, err
+	}
+	return t, nil
+}
+
+// InspectMetadataTable is [DecodeMetadataTable] for who wants to see all of a
+// broken table: entries that break a rule of their own are left out of the
+// table, and these and the ones that clash with others are told as problems.
+// The error says that there is no table to speak of.
+func InspectMetadataTable(b []byte, regionLength uint32) (MetadataTable, []error, error) {
 	const name = "metadata table"
 	if len(b) < MetadataTableSize {
-		return MetadataTable{}, errShort(name, len(b), MetadataTableSize)
+		return MetadataTable{}, nil, errShort(name, len(b), MetadataTableSize)
 	}
 	if err := checkSignature(name, b, signatureMetadata); err != nil {
-		return MetadataTable{}, err
+		return MetadataTable{}, nil, err
 	}
 	count := int(le.Uint16(b[10:]))
 	if count > MaxMetadataEntries {
-		return MetadataTable{}, errf(name, 10, "%d entries, at most %d are allowed", count, MaxMetadataEntries)
+		return MetadataTable{}, nil, errf(name, 10, "%d entries, at most %d are allowed", count, MaxMetadataEntries)
 	}
-	t := MetadataTable{Entries: make([]MetadataEntry, count)}
-	for i := range t.Entries {
-		at := metadataHeaderSize + i*metadataEntrySize
-		e, flags := decodeMetadataEntry(b[at:])
-		if flags&^metadataFlags != 0 {
-			return MetadataTable{}, errf(name, at+24, "item %v: unknown flags %#x", e.Item, flags)
+	t := MetadataTable{Entries: make([]MetadataEntry, 0, count)}
+	var problems []error
+	at := make([]int, 0, count) // of the entries in t
+	for i := range count {
+		off := metadataHeaderSize + i*metadataEntrySize
+		e, flags := decodeMetadataEntry(b[off:])
+		field, err := e.check(regionLength)
+		switch {
+		case flags&^metadataFlags != 0:
+			problems = append(problems, errf(name, off+24, "item %v: unknown flags %#x", e.Item, flags))
+		case err != nil:
+			problems = append(problems, errf(name, off+field, "item %v: %v", e.Item, err))
+		default:
+			t.Entries, at = append(t.Entries, e), append(at, off)
 		}
-		if field, err := e.check(regionLength); err != nil {
-			return MetadataTable{}, errf(name, at+field, "item %v: %v", e.Item, err)
-		}
-		t.Entries[i] = e
 	}
-	if i, err := t.check(); err != nil {
-		return MetadataTable{}, errf(name, metadataHeaderSize+i*metadataEntrySize, "%v", err)
-	}
-	return t, nil
+	t.check(func(i int, err error) { problems = append(problems, errf(name, at[i], "%v", err)) })
+	return t, problems, nil
 }
 
 func decodeMetadataEntry(b []byte) (MetadataEntry, uint32) {
@@ -102,9 +119,9 @@ func (e MetadataEntry) check(regionLength uint32) (field int, err error) {
 	return 0, nil
 }
 
-// check looks for what single entries cannot show. It returns the index of an
-// offender.
-func (t MetadataTable) check() (int, error) {
+// check looks for what single entries cannot show, and tells it with the index
+// of an offender.
+func (t MetadataTable) check(tell func(i int, err error)) {
 	type key struct {
 		item GUID
 		user bool
@@ -115,28 +132,30 @@ func (t MetadataTable) check() (int, error) {
 	for i, e := range t.Entries {
 		k := key{e.Item, e.User}
 		if seen[k] {
-			return i, fmt.Errorf("item %v appears twice", e.Item)
+			tell(i, fmt.Errorf("item %v appears twice", e.Item))
 		}
 		seen[k], order[i] = true, i
 		if e.User {
-			if users++; users > MaxUserMetadataEntries {
-				return i, fmt.Errorf("more than %d user items", MaxUserMetadataEntries)
+			if users++; users == MaxUserMetadataEntries+1 {
+				tell(i, fmt.Errorf("more than %d user items", MaxUserMetadataEntries))
 			}
 		}
 	}
-	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(t.Entries[i].Offset, t.Entries[j].Offset) })
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Compare(t.Entries[i].Offset, t.Entries[j].Offset) })
 	var end uint64
-	for n, i := range order {
+	var last GUID // whose end that is
+	for _, i := range order {
 		e := t.Entries[i]
 		if e.Length == 0 {
 			continue
 		}
 		if uint64(e.Offset) < end {
-			return i, fmt.Errorf("item %v at offset %#x overlaps item %v", e.Item, e.Offset, t.Entries[order[n-1]].Item)
+			tell(i, fmt.Errorf("item %v at offset %#x overlaps item %v", e.Item, e.Offset, last))
 		}
-		end = uint64(e.Offset) + uint64(e.Length)
+		if itemEnd := uint64(e.Offset) + uint64(e.Length); itemEnd > end {
+			end, last = itemEnd, e.Item
+		}
 	}
-	return 0, nil
 }
 
 // Encode writes the table to the first 64 KiB of dst. It refuses what
@@ -148,8 +167,14 @@ func (t MetadataTable) Encode(dst []byte) error {
 	if len(t.Entries) > MaxMetadataEntries {
 		return fmt.Errorf("metadata table of %d entries: at most %d are allowed", len(t.Entries), MaxMetadataEntries)
 	}
-	if _, err := t.check(); err != nil {
-		return fmt.Errorf("metadata table: %w", err)
+	var broken error
+	t.check(func(_ int, err error) {
+		if broken == nil {
+			broken = fmt.Errorf("metadata table: %w", err)
+		}
+	})
+	if broken != nil {
+		return broken
 	}
 	dst = dst[:MetadataTableSize]
 	clear(dst)

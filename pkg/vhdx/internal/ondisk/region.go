@@ -32,36 +32,53 @@ type Region struct {
 // DecodeRegionTable reads the 64 KiB of one copy. Offset plus Length of every
 // region fits an int64; overlap is the caller's to find.
 func DecodeRegionTable(b []byte) (RegionTable, error) {
+	t, problems, err := InspectRegionTable(b)
+	if err == nil && len(problems) > 0 {
+		err = problems[0]
+	}
+	if err != nil {
+		return RegionTable{}, err
+	}
+	return t, nil
+}
+
+// InspectRegionTable is [DecodeRegionTable] for who wants to see all of a
+// broken table: regions that break a rule are left out of the table and told
+// as problems. The error says that there is no table to speak of.
+func InspectRegionTable(b []byte) (RegionTable, []error, error) {
 	const name = "region table"
 	if len(b) < RegionTableSize {
-		return RegionTable{}, errShort(name, len(b), RegionTableSize)
+		return RegionTable{}, nil, errShort(name, len(b), RegionTableSize)
 	}
 	b = b[:RegionTableSize]
 	if err := checkSignature(name, b, signatureRegionTable); err != nil {
-		return RegionTable{}, err
+		return RegionTable{}, nil, err
 	}
 	if err := checkChecksum(name, b, regionChecksumField); err != nil {
-		return RegionTable{}, err
+		return RegionTable{}, nil, err
 	}
 	count := le.Uint32(b[8:])
 	if count > MaxRegionEntries {
-		return RegionTable{}, errf(name, 8, "%d entries, at most %d are allowed", count, MaxRegionEntries)
+		return RegionTable{}, nil, errf(name, 8, "%d entries, at most %d are allowed", count, MaxRegionEntries)
 	}
-	t := RegionTable{Regions: make([]Region, count)}
+	t := RegionTable{Regions: make([]Region, 0, count)}
+	var problems []error
 	seen := make(map[GUID]bool, count)
-	for i := range t.Regions {
+	for i := range int(count) {
 		at := regionHeaderSize + i*regionEntrySize
 		r := decodeRegion(b[at:])
-		if field, err := r.check(); err != nil {
-			return RegionTable{}, errf(name, at+field, "entry %d (%v): %v", i, r.ID, err)
+		field, err := r.check()
+		switch {
+		case err != nil:
+			problems = append(problems, errf(name, at+field, "entry %d (%v): %v", i, r.ID, err))
+		case seen[r.ID]:
+			problems = append(problems, errf(name, at, "entry %d repeats region %v", i, r.ID))
+		default:
+			seen[r.ID] = true
+			t.Regions = append(t.Regions, r)
 		}
-		if seen[r.ID] {
-			return RegionTable{}, errf(name, at, "entry %d repeats region %v", i, r.ID)
-		}
-		seen[r.ID] = true
-		t.Regions[i] = r
 	}
-	return t, nil
+	return t, problems, nil
 }
 
 func decodeRegion(b []byte) Region {

@@ -1,0 +1,208 @@
+package vhdx
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+// checkBAT judges the block allocation table (MS-VHDX 2.5) in one pass that
+// keeps no entry. A second pass, over the same bytes, says who overlaps whom,
+// where the first has seen that somebody does.
+func (c *checker) checkBAT() error {
+	r, entries := c.bat, c.geometry.Entries()
+	p := at("BAT region", int64(r.Offset))
+	if need := entries * ondisk.BATEntrySize; need > int64(r.Length) {
+		c.corrupt(CodeBATRegion, p, "it has %#x bytes, and a disk of %#x needs %#x", r.Length, c.geometry.VirtualSize, need)
+		return c.stop("the BAT is too short")
+	}
+	b := newBATPass(c)
+	b.bitmapOf = b.checkBitmap
+	if err := b.stream(b.segment); err != nil {
+		return err
+	}
+	b.flush()
+	if err := b.resolve(); err != nil {
+		return err
+	}
+	if b.garbled {
+		c.plan.giveUpBAT(c.r)
+	}
+	return nil
+}
+
+// batPass is the walk through the table.
+type batPass struct {
+	c       *checker
+	g       ondisk.Geometry
+	ratio   int64 // payload entries before each bitmap entry
+	blocks  int64
+	end     int64 // of the file, in whole MiB
+	garbled bool  // an entry is nonsense: the table was overwritten
+
+	// The run of FULLY_PRESENT blocks, one behind the other on the disk and in
+	// the file, that the walk is in: claimed at once.
+	runFirst, runCount int64 // blocks
+	runOffset          int64
+	runNext            uint64 // the entry that goes on with it; no entry can be ^0
+
+	clashes  []extent // space that somebody claimed second
+	anchors  bool     // there are blocks that only remember a place
+	states   []byte   // differencing: of the chunk's payload blocks
+	bitmapOf func(chunk int64, e ondisk.BATEntry) error
+}
+
+const noRun = ^uint64(0)
+
+func newBATPass(c *checker) *batPass {
+	b := &batPass{
+		c: c, g: c.geometry, ratio: c.geometry.ChunkRatio(), blocks: c.geometry.PayloadBlocks(),
+		end: roundUp(c.r.FileSize, ondisk.MiB), runNext: noRun,
+	}
+	if c.geometry.HasParent {
+		b.states = make([]byte, b.ratio)
+	}
+	return b
+}
+
+// batBuffers is how many pieces of the table are in memory: one is judged while
+// the next ones are read.
+const batBuffers = 3
+
+// piece is a part of the table.
+type piece struct {
+	first int64 // entry
+	buf   []byte
+	err   error
+}
+
+// stream calls do with every piece of the table, in order, while another
+// goroutine reads ahead.
+func (b *batPass) stream(do func(first int64, entries []byte) error) error {
+	total := b.g.Entries() * ondisk.BATEntrySize
+	free, full := make(chan []byte, batBuffers), make(chan piece, batBuffers)
+	for range batBuffers {
+		free <- alignedBytes(int(min(batChunk, roundUp(total, ondisk.PageSize))))
+	}
+	stopped := make(chan struct{})
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer close(stopped)
+	reader.Go(func() { b.readAhead(total, free, full, stopped) })
+	for done := int64(0); done < total; {
+		p := <-full
+		switch {
+		case errors.Is(p.err, io.ErrUnexpectedEOF):
+			b.c.corrupt(CodeBATRegion, at("BAT region", int64(b.c.bat.Offset)), "the file of %#x bytes ends inside the table", b.c.r.FileSize)
+			return b.c.stop("the BAT cannot be read")
+		case p.err != nil:
+			return p.err
+		}
+		if err := do(p.first, p.buf); err != nil {
+			return err
+		}
+		done += int64(len(p.buf))
+		free <- p.buf[:cap(p.buf)]
+		if err := b.c.told(done, total); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *batPass) readAhead(total int64, free <-chan []byte, full chan<- piece, stopped <-chan struct{}) {
+	for off := int64(0); off < total; off += batChunk {
+		var buf []byte
+		select {
+		case buf = <-free:
+		case <-stopped:
+			return
+		}
+		n := min(batChunk, total-off)
+		err := readFull(b.c.f, buf[:min(roundUp(n, ondisk.PageSize), int64(len(buf)))], int64(b.c.bat.Offset)+off)
+		full <- piece{off / ondisk.BATEntrySize, buf[:n], err} // never blocks: as many slots as buffers
+	}
+}
+
+// told reports progress and asks whether to go on.
+func (c *checker) told(done, total int64) error {
+	if err := c.ctx.Err(); err != nil {
+		return fmt.Errorf("interrupted: %w", err)
+	}
+	if c.o.Progress == nil {
+		return nil
+	}
+	return c.o.Progress(done, total)
+}
+
+// segment judges a piece of the table: payload entries up to the next bitmap
+// entry, that one, and so on.
+func (b *batPass) segment(first int64, entries []byte) error {
+	n := int64(len(entries)) / ondisk.BATEntrySize
+	for i := int64(0); i < n; {
+		index := first + i
+		if into := index % (b.ratio + 1); into < b.ratio {
+			count := min(n-i, b.ratio-into)
+			b.payload(index, entries[i*ondisk.BATEntrySize:][:count*ondisk.BATEntrySize])
+			i += count
+			continue
+		}
+		if err := b.bitmapEntry(index, ondisk.DecodeBATEntry(entries, int(i))); err != nil {
+			return err
+		}
+		i++
+	}
+	return nil
+}
+
+// payload judges consecutive payload entries of one chunk.
+func (b *batPass) payload(first int64, entries []byte) {
+	step := uint64(b.g.BlockSize)
+	if b.states != nil {
+		for i := 0; i < len(entries); i += ondisk.BATEntrySize {
+			b.states[first%(b.ratio+1)+int64(i/ondisk.BATEntrySize)] = entries[i] & 7
+		}
+	}
+	beyond := max(0, (b.g.PayloadIndex(b.blocks-1)+1-first)*ondisk.BATEntrySize)
+	for i := 0; i < len(entries); i += ondisk.BATEntrySize {
+		e := binary.LittleEndian.Uint64(entries[i:])
+		if e == 0 {
+			b.flush()
+			continue
+		}
+		if e == b.runNext && int64(i) < beyond {
+			b.runNext += step
+			b.runCount++
+			continue
+		}
+		b.flush()
+		index := first + int64(i/ondisk.BATEntrySize)
+		if int64(i) >= beyond {
+			b.beyondDisk(index, ondisk.BATEntry(e))
+			continue
+		}
+		b.block(index, ondisk.BATEntry(e))
+	}
+}
+
+// flush claims the space of the run.
+func (b *batPass) flush() {
+	if b.runCount == 0 {
+		return
+	}
+	n := b.runCount
+	b.runCount, b.runNext = 0, noRun
+	length := n * b.g.BlockSize
+	b.c.r.Allocated += n
+	if b.runOffset+length <= b.end && !b.c.space.claimed(b.runOffset, length) {
+		b.c.space.mark(b.runOffset, length)
+		return
+	}
+	for i := range n {
+		b.claim(b.runFirst+i, ondisk.MakeBATEntry(ondisk.BlockFullyPresent, b.runOffset+i*b.g.BlockSize))
+	}
+}
