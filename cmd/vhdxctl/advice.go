@@ -14,9 +14,14 @@ var advices = []struct {
 	is     error
 	advice string
 }{
+	{errKept, "What has been copied is kept. The same command goes on from there; to give it up, remove the two .partial files."},
+	{errOtherSource, "Give the old copy up by removing the two .partial files, then run this again."},
+	{errHalfWritten, "Run the command again before the target is used."},
+	{errTargetExists, "Nothing was replaced. Choose another name, replace the file with --overwrite, or write into it with -n."},
+	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{vhdx.ErrInUse, "Close it there first (a staged volume: delete its pods, or drain the node), then run this again."},
 	{vhdx.ErrCorrupt, "Nothing was changed. Keep a copy of the file before any attempt at repair; restore it from a snapshot or a backup."},
-	{vhdx.ErrNotVHDX, "To convert another format: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
+	{vhdx.ErrNotVHDX, "A raw disk: vhdxctl convert -f raw SOURCE TARGET.vhdx. Another format: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{vhdx.ErrUnsupported, "Nothing was changed. Open it with the software that wrote it."},
 	{syscall.ENOSPC, "A fixed image takes all of its space at once. Free some, or leave out --fixed: a dynamic image takes space as it is written."},
 	{syscall.EDQUOT, "A fixed image takes all of its space at once. Raise the quota, or leave out --fixed."},

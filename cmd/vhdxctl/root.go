@@ -63,7 +63,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt.`,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
-	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand())
+	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand(), a.convertCommand(ctx))
 	return root
 }
 

@@ -90,11 +90,7 @@ func (d *Draft) place() error {
 	if d.tmp == "" {
 		return linkOpen(d.f, d.path)
 	}
-	err := unix.Renameat2(unix.AT_FDCWD, d.tmp, unix.AT_FDCWD, d.path, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		err = moveByLink(d.tmp, d.path) // NFS knows no RENAME_NOREPLACE
-	}
-	return err
+	return renameOnce(d.tmp, d.path)
 }
 
 // replace names the file, whatever has that name now. A link never replaces,
@@ -128,6 +124,28 @@ func procName(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.
 // (AT_EMPTY_PATH) it would take a capability.
 func linkOpen(f *os.File, path string) error {
 	return unix.Linkat(unix.AT_FDCWD, procName(f), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+}
+
+// Rename gives a complete file another name, durably: in one step, and over
+// an existing one only with replace (otherwise [fs.ErrExist]).
+func Rename(from, to string, replace bool) error {
+	rename := renameOnce
+	if replace {
+		rename = os.Rename
+	}
+	if err := rename(from, to); err != nil {
+		return fmt.Errorf("name it %s: %w", to, err)
+	}
+	return syncDir(filepath.Dir(to))
+}
+
+// renameOnce renames without replacing.
+func renameOnce(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		err = moveByLink(from, to) // NFS knows no RENAME_NOREPLACE
+	}
+	return err
 }
 
 // moveByLink renames without replacing: a link never replaces.

@@ -312,6 +312,21 @@ func (f *OSFile) NextData(off, end int64) (int64, error) {
 	return min(next, end), nil
 }
 
+// NextHole returns the offset of the next byte at or after off, and before
+// end, that lies in a hole; end if there is none, or the filesystem knows none.
+func (f *OSFile) NextHole(off, end int64) (int64, error) {
+	next, err := unix.Seek(f.fd, off, unix.SEEK_HOLE)
+	switch {
+	case errors.Is(err, unix.ENXIO): // off is at the end of the file
+		return off, nil
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return end, nil
+	case err != nil:
+		return 0, &os.PathError{Op: "seek hole", Path: f.Name(), Err: err}
+	}
+	return min(next, end), nil
+}
+
 // Descriptor returns the file descriptor that all I/O uses and the alignment
 // that I/O on it must keep.
 func (f *OSFile) Descriptor() (fd, align int) { return f.fd, f.align }

@@ -1,0 +1,138 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
+// File is a raw disk in a regular file.
+type File struct {
+	*vhdx.OSFile
+	size int64
+}
+
+// OpenFile opens a raw disk in a regular file, under the lock that images are
+// opened with. For reading it goes through the page cache if most of the file is there already.
+func OpenFile(path string, writable bool) (*File, error) {
+	flag := os.O_RDONLY
+	if writable {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := newFile(f, vhdx.FileOptions{ReadOnly: !writable, Buffered: !writable && cached(f)})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return d, nil
+}
+
+func newFile(f *os.File, o vhdx.FileOptions) (*File, error) {
+	of, err := vhdx.NewOSFile(f, o)
+	if err != nil {
+		return nil, err
+	}
+	size, err := of.Size()
+	return &File{of, size}, err
+}
+
+// cached reports whether more than half of a file's space is in the page cache.
+func cached(f *os.File) bool {
+	var c unix.Cachestat_t
+	var st unix.Stat_t
+	if unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &c, 0) != nil || unix.Fstat(int(f.Fd()), &st) != nil {
+		return false
+	}
+	return c.Cache*uint64(os.Getpagesize()) > uint64(st.Blocks)*512/2
+}
+
+// Size returns the size the file had when it was opened, or was given since.
+func (f *File) Size() int64 { return f.size }
+
+// NextData implements [Source].
+func (f *File) NextData(off int64) (start, end int64, err error) {
+	if start, err = f.OSFile.NextData(off, f.size); err != nil || start >= f.size {
+		return f.size, f.size, err
+	}
+	end, err = f.NextHole(start, f.size)
+	return start, end, err
+}
+
+// WriteZeroes implements [Target].
+func (f *File) WriteZeroes(off, n int64) error {
+	if err := f.PunchHole(off, n); !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return writeZeros(f, off, n)
+}
+
+// Flush implements [Target].
+func (f *File) Flush() error { return f.Sync() }
+
+// Resize makes the disk larger, with zeros, or smaller.
+func (f *File) Resize(size int64) error {
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	f.size = size
+	return nil
+}
+
+// writeZeros zeroes what cannot be zeroed in another way.
+func writeZeros(t Target, off, n int64) error {
+	for n > 0 {
+		part := min(n, int64(len(zeros)))
+		if _, err := t.WriteAt(zeros[:part], off); err != nil {
+			return err
+		}
+		off, n = off+part, n-part
+	}
+	return nil
+}
+
+// NewFile is a raw disk that gets its name when it is complete (I-CPY-2).
+type NewFile struct {
+	*File
+	draft *vhdx.Draft
+}
+
+// CreateFile begins a raw disk of size bytes that is to be called path.
+func CreateFile(path string, size int64) (*NewFile, error) {
+	draft, err := vhdx.NewDraft(path)
+	if err != nil {
+		return nil, err
+	}
+	dup, err := draft.Open()
+	if err != nil {
+		return nil, errors.Join(err, draft.Close())
+	}
+	f, err := newFile(dup, vhdx.FileOptions{})
+	if err == nil {
+		err = f.Resize(size)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create %s: %w", path, err), dup.Close(), draft.Close())
+	}
+	return &NewFile{f, draft}, nil
+}
+
+// Publish gives the file its name. With replace, whatever has that name now
+// gives way.
+func (f *NewFile) Publish(replace bool) error {
+	err := f.Truncate(f.size) // direct I/O writes whole pages
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = f.draft.Publish(replace)
+	}
+	return errors.Join(err, f.draft.Close())
+}
+
+// Abort leaves nothing.
+func (f *NewFile) Abort() error { return errors.Join(f.Close(), f.draft.Close()) }
