@@ -21,6 +21,7 @@ type conversion struct {
 	sourceFormat string
 	format       string
 	resumedAt    int64
+	sector       int64 // a target's size is a multiple of it
 	notes        []string
 }
 
@@ -119,6 +120,7 @@ func (c *conversion) create(path string, size int64, sector int) (finisher, erro
 	if c.format == formatRaw {
 		return disk.CreateFile(path, size)
 	}
+	c.sector = int64(max(sector, 512))
 	im, created, err := disk.CreateImage(path, c.createOptions(size, sector))
 	c.notes = append(c.notes, created.Adjusted...)
 	if err != nil {

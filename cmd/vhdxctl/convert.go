@@ -166,6 +166,9 @@ func (a *app) convert(ctx context.Context, from, to string, o convertOptions) er
 	if err != nil {
 		return err
 	}
+	if c.sector > 0 {
+		stats.Size = (stats.Size + c.sector - 1) / c.sector * c.sector
+	}
 	r := convertResult{
 		Source: from, SourceFormat: c.sourceFormat, Target: to, Format: c.format, VirtualSize: stats.Size,
 		BytesRead: stats.Read, BytesWritten: stats.Written, ResumedAt: c.resumedAt,

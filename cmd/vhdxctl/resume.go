@@ -70,7 +70,7 @@ func (c *conversion) identify(src opened) (identity, error) {
 		if err := unix.Stat(file, &st); err != nil {
 			return id, &os.PathError{Op: "stat", Path: file, Err: err}
 		}
-		id.Files = append(id.Files, fmt.Sprintf("%s %d:%d, %d bytes, %d.%09d", file, st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec))
+		id.Files = append(id.Files, fmt.Sprintf("%d:%d, %d bytes, %d.%09d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec))
 	}
 	if src.image != nil {
 		info := src.image.Info()
@@ -145,6 +145,7 @@ func (c *conversion) beginPartial(path string, src opened) error {
 		}
 		return f.Publish(false)
 	}
+	c.sector = int64(max(src.sector(), 512))
 	created, err := vhdx.Create(path, c.createOptions(src.Size(), src.sector()))
 	c.notes = append(c.notes, created.Adjusted...)
 	return err

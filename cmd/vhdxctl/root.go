@@ -15,6 +15,9 @@ const (
 	exitOK      = 0
 	exitFailed  = 1 // the command could not do its work
 	exitCorrupt = 2 // check: the image is corrupt
+	// exitDifferent and exitNotCompared are compare's.
+	exitDifferent   = 1
+	exitNotCompared = 2
 	// 3, leaked space, is for a check that looks for it; this one does not yet.
 )
 
@@ -36,12 +39,15 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.Execute()
+	cmd, err := root.ExecuteC()
 	if code, ok := errors.AsType[exitError](err); ok {
 		return int(code)
 	}
 	if err != nil {
 		a.fail(err)
+		if cmd.Name() == "compare" {
+			return exitNotCompared
+		}
 		return exitFailed
 	}
 	return exitOK
@@ -63,7 +69,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt.`,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
-	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand(), a.convertCommand(ctx))
+	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand(), a.convertCommand(ctx), a.compareCommand(ctx), a.mapCommand())
 	return root
 }
 

@@ -31,6 +31,8 @@ func TestScripts(t *testing.T) {
 			"patch":   cmdPatch,
 			"locked":  cmdLocked,
 			"content": cmdContent,
+			"raw":     cmdRaw,
+			"kept":    cmdKept,
 		},
 		Condition: func(cond string) (bool, error) {
 			if name, ok := strings.CutPrefix(cond, "oracle:"); ok {
@@ -124,4 +126,54 @@ func cmdLocked(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	defer im.Close()
 	cmdStatus(ts, false, args[1:])
+}
+
+// cmdRaw makes a sparse raw file: raw FILE SIZE OFFSET:LENGTH..., the ranges
+// with bytes that tell their place.
+func cmdRaw(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := parseSize(args[1])
+	ts.Check(err)
+	f, err := os.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Check(f.Truncate(size))
+	for _, arg := range args[2:] {
+		off, n, _ := strings.Cut(arg, ":")
+		at, err := parseSize(off)
+		ts.Check(err)
+		length, err := parseSize(n)
+		ts.Check(err)
+		p := make([]byte, length)
+		for i := range p {
+			p[i] = byte((at+int64(i))/512 + 1)
+		}
+		_, err = f.WriteAt(p, at)
+		ts.Check(err)
+	}
+	ts.Check(f.Close())
+}
+
+// cmdKept leaves what a copy that was killed after SIZE bytes would: kept
+// SOURCE TARGET SIZE.
+func cmdKept(ts *testscript.TestScript, _ bool, args []string) {
+	size, err := parseSize(args[2])
+	ts.Check(err)
+	var out, errOut strings.Builder
+	a := &app{out: &out, errOut: &errOut}
+	c := &conversion{app: a, from: ts.MkAbs(args[0]), to: ts.MkAbs(args[1])}
+	ts.Check(c.check())
+	src, err := a.openSource(c.from, "")
+	ts.Check(err)
+	defer src.Close()
+	id, err := c.identify(src)
+	ts.Check(err)
+	n := note{Source: id, Format: c.format}
+	t, err := c.openPartial(n, src)
+	ts.Check(err)
+	p := make([]byte, size)
+	_, err = src.ReadAt(p, 0)
+	ts.Check(err)
+	_, err = t.WriteAt(p, 0)
+	ts.Check(errors.Join(err, t.Flush()))
+	n.Done = size
+	ts.Check(errors.Join(c.writeNote(n), t.Close()))
 }

@@ -136,7 +136,7 @@ func (c *comparer) compare(p compared, buf []byte) error {
 			return err
 		}
 	}
-	at := -1
+	var at int
 	switch {
 	case p.data[0] && p.data[1]:
 		at = difference(parts[0], parts[1])

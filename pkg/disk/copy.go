@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 // Options of [Copy]. The zero value copies everything to a target of which
@@ -48,7 +50,8 @@ func Copy(ctx context.Context, target Target, source Source, o Options) (Stats, 
 		o.Unit = defaultUnit
 	}
 	n := workers(o.Workers)
-	c := &copier{o: o, target: target, source: source, stats: Stats{Size: source.Size()}, at: o.From, busy: make([]int64, n)}
+	c := &copier{o: o, target: target, source: source, stats: Stats{Size: source.Size()}, at: o.From, busy: make([]int64, n), last: make(chan struct{})}
+	close(c.last)
 	for i := range c.busy {
 		c.busy[i] = idle
 	}
@@ -65,12 +68,13 @@ type copier struct {
 	source Source
 
 	mu       sync.Mutex
-	at       int64   // guarded by mu; everything before has been handed out
-	dataEnd  int64   // guarded by mu; at lies in data up to here
-	dataNext int64   // guarded by mu; the next data begins here; before at: not known
-	busy     []int64 // guarded by mu; by worker: where its piece begins, or idle
-	saved    int64   // guarded by mu; what had been read when Saved was told last
-	stats    Stats   // guarded by mu
+	at       int64         // guarded by mu; everything before has been handed out
+	dataEnd  int64         // guarded by mu; at lies in data up to here
+	dataNext int64         // guarded by mu; the next data begins here; before at: not known
+	busy     []int64       // guarded by mu; by worker: where its piece begins, or idle
+	saved    int64         // guarded by mu; what had been read when Saved was told last
+	stats    Stats         // guarded by mu
+	last     chan struct{} // guarded by mu; after of the piece handed out last
 
 	saving sync.Mutex // one Saved at a time
 }
@@ -81,6 +85,9 @@ const idle = int64(1<<63 - 1)
 type piece struct {
 	off, length int64
 	zero        bool // reads zero, need not be read
+	// before is closed when the pieces before have their place in the target,
+	// after is to be closed when this one has.
+	before, after chan struct{}
 }
 
 // next hands out the next piece, of which worker is busy until it asks again.
@@ -103,6 +110,8 @@ func (c *copier) next(worker int) (p piece, ok bool, err error) {
 		}
 		c.busy[worker] = p.off
 		c.at = p.off + p.length
+		p.before, p.after = c.last, make(chan struct{})
+		c.last = p.after
 		return p, true, nil
 	}
 	return piece{}, false, nil
@@ -140,7 +149,7 @@ func (c *copier) work(ctx context.Context, worker int, buf []byte) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := c.copy(p, buf[:min(p.length, pieceSize)]); err != nil {
+		if err := c.copy(ctx, p, buf[:min(p.length, pieceSize)]); err != nil {
 			return err
 		}
 		if err := c.report(); err != nil {
@@ -149,11 +158,12 @@ func (c *copier) work(ctx context.Context, worker int, buf []byte) error {
 	}
 }
 
-func (c *copier) copy(p piece, buf []byte) error {
+func (c *copier) copy(ctx context.Context, p piece, buf []byte) error {
 	var written int64
 	var err error
 	switch {
 	case p.zero && !c.o.Whole:
+		close(p.after) // a place it has already
 		err = c.target.WriteZeroes(p.off, p.length)
 	case c.o.Whole:
 		if p.zero {
@@ -164,7 +174,7 @@ func (c *copier) copy(p piece, buf []byte) error {
 		_, err = c.target.WriteAt(buf, p.off)
 		written = p.length
 	default:
-		written, err = c.copyData(p, buf)
+		written, err = c.copyData(ctx, p, buf)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,28 +186,71 @@ func (c *copier) copy(p piece, buf []byte) error {
 }
 
 // copyData reads a piece and writes what of it is not zero.
-func (c *copier) copyData(p piece, buf []byte) (written int64, err error) {
+func (c *copier) copyData(ctx context.Context, p piece, buf []byte) (written int64, err error) {
 	if err := readFull(c.source, buf, p.off); err != nil {
 		return 0, fmt.Errorf("read the source at %#x: %w", p.off, err)
 	}
-	return c.writeNonzero(buf, p.off)
+	ranges := nonzero(buf, c.o.Unit)
+	select {
+	case <-p.before:
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	placed, err := c.place(p.off, ranges)
+	if err != nil {
+		return 0, err
+	}
+	close(p.after)
+	written, err = writeRanges(c.target, p.off, buf, ranges, c.o.Blank)
+	for _, r := range placed {
+		if err != nil {
+			r.Abort()
+		} else {
+			err = r.Commit()
+		}
+	}
+	return written, err
 }
 
-func (c *copier) writeNonzero(buf []byte, off int64) (written int64, err error) {
-	for at := 0; at < len(buf); {
-		start, end := nextNonzero(buf, at, c.o.Unit)
-		if at < start && !c.o.Blank {
-			if err := c.target.WriteZeroes(off+int64(at), int64(start-at)); err != nil {
+// place gives what is about to be written its place in a new image: piece after
+// piece, though they are written at once, so that the image is as if written
+// in order.
+func (c *copier) place(off int64, ranges []span) ([]*vhdx.Resolution, error) {
+	im, ok := c.target.(*NewImage)
+	if !ok {
+		return nil, nil
+	}
+	var placed []*vhdx.Resolution
+	for _, s := range ranges {
+		r := new(vhdx.Resolution)
+		if err := im.Resolve(true, off+int64(s.start), int64(s.end-s.start), r); err != nil {
+			for _, r := range placed {
+				r.Abort()
+			}
+			return nil, err
+		}
+		placed = append(placed, r)
+	}
+	return placed, nil
+}
+
+// writeRanges writes the ranges of buf, which belongs at off. What is between
+// them is zero and need not be written to a blank target.
+func writeRanges(t Target, off int64, buf []byte, ranges []span, blank bool) (written int64, err error) {
+	at := 0
+	for _, s := range append(ranges, span{len(buf), len(buf)}) {
+		if at < s.start && !blank {
+			if err := t.WriteZeroes(off+int64(at), int64(s.start-at)); err != nil {
 				return written, err
 			}
 		}
-		if start < end {
-			if _, err := c.target.WriteAt(buf[start:end], off+int64(start)); err != nil {
+		if s.start < s.end {
+			if _, err := t.WriteAt(buf[s.start:s.end], off+int64(s.start)); err != nil {
 				return written, err
 			}
-			written += int64(end - start)
+			written += int64(s.end - s.start)
 		}
-		at = end
+		at = s.end
 	}
 	return written, nil
 }

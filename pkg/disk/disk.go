@@ -98,14 +98,22 @@ func isZero(p []byte) bool {
 	return bytes.Equal(p, zeros[:len(p)])
 }
 
-// nextNonzero returns the first run of units of p, at or after from, none of
-// which is all zero; start is len(p) if there is none.
-func nextNonzero(p []byte, from, unit int) (start, end int) {
-	for start = from; start < len(p) && isZero(p[start:min(start+unit, len(p))]); {
-		start = min(start+unit, len(p))
+// span is a part of a buffer.
+type span struct{ start, end int }
+
+// nonzero returns the runs of units of p none of which is all zero.
+func nonzero(p []byte, unit int) (found []span) {
+	for start := 0; start < len(p); {
+		end := min(start+unit, len(p))
+		if isZero(p[start:end]) {
+			start = end
+			continue
+		}
+		for end < len(p) && !isZero(p[end:min(end+unit, len(p))]) {
+			end = min(end+unit, len(p))
+		}
+		found = append(found, span{start, end})
+		start = end
 	}
-	for end = start; end < len(p) && !isZero(p[end:min(end+unit, len(p))]); {
-		end = min(end+unit, len(p))
-	}
-	return start, end
+	return found
 }

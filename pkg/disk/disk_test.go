@@ -158,7 +158,7 @@ func TestCopyOntoOldData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer im.Abort()
+	defer func() { _ = im.Abort() }()
 	if _, err := im.WriteAt(old, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestCopyOntoOldData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer small.Abort()
+	defer func() { _ = small.Abort() }()
 	if _, err := disk.Copy(t.Context(), small, src, disk.Options{}); err == nil {
 		t.Error("copied to a disk that is too small")
 	}
@@ -201,7 +201,7 @@ func TestCopyResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer raw.Abort()
+	defer func() { _ = raw.Abort() }()
 	stop := errors.New("stop")
 	var saved int64
 	for attempts := 1; ; attempts++ {
@@ -294,7 +294,7 @@ func TestCopyFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer raw.Abort()
+	defer func() { _ = raw.Abort() }()
 	// NextData may see the new end and call the rest a hole; a source that
 	// cannot tell is read.
 	if _, err := disk.Copy(t.Context(), raw, blind{src}, disk.Options{Blank: true}); !errors.Is(err, io.ErrUnexpectedEOF) {

@@ -53,8 +53,7 @@ func (s *streamer) work(ctx context.Context, _ int, buf []byte) error {
 		if n == 0 || err != nil {
 			return err
 		}
-		c := copier{o: s.o, target: s.target}
-		written, err := c.writeNonzero(buf[:n], off)
+		written, err := writeRanges(s.target, off, buf[:n], nonzero(buf[:n], s.o.Unit), s.o.Blank)
 		s.mu.Lock()
 		s.stats.Written += written
 		s.mu.Unlock()
