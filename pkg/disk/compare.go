@@ -132,7 +132,7 @@ func (c *comparer) compare(p compared, buf []byte) error {
 			continue
 		}
 		parts[i] = buf[i*halfPiece:][:p.length]
-		if err := readFull(c.sides[i], parts[i], p.off); err != nil {
+		if err := readFull(c.sides[i].Source, parts[i], p.off); err != nil {
 			return err
 		}
 	}
