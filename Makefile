@@ -20,6 +20,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 IMAGE    ?= csi-vhdx/vhdx-csi:$(VERSION)
 FUZZTIME ?= 20s
 CRASH_IMAGES ?= 2000000
+KILLS    ?= 1000
 
 # Mounting, loop devices and FUSE want root.
 ifeq ($(shell id -u),0)
@@ -62,6 +63,11 @@ test-short: ## the unit tests in their short form, no lint
 .PHONY: crash
 crash: ## the power-cut test with CRASH_IMAGES (2000000) distinct images
 	$(GO) test ./pkg/vhdx -run 'TestCrash$$' -crash.images=$(CRASH_IMAGES) -timeout 0 -v
+
+.PHONY: chaos
+chaos: deps ## kill the server KILLS times (1000) under load on the real kernel and read everything back; CHAOS_FLAGS
+	$(GO) build -tags chaos -o $(BIN)/chaos/ ./cmd/vhdx-csi ./test/chaos
+	@$(AS_ROOT) $(BIN)/chaos/chaos --kills=$(KILLS) $(CHAOS_FLAGS)
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (20s)

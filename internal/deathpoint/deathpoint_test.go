@@ -98,9 +98,8 @@ func TestPageCountsDown(t *testing.T) {
 	if diff := cmp.Diff([]int{3}, died); diff != "" {
 		t.Errorf("deaths (-want +got):\n%s", diff)
 	}
-	n, when, at := mine.Deaths()
-	if n != 1 || at != Applied || when <= 0 || when > Now() {
-		t.Errorf("deaths: %d, at %v, %v", n, when, at)
+	if d := mine.Last(); d.Number != 1 || d.At != Applied || d.When <= 0 || d.When > Now() || d.PID != os.Getpid() {
+		t.Errorf("last death: %+v", d)
 	}
 	if mine.Hits(Applied) != 5 || mine.Hits(EntryWritten) != 5 || mine.Hits(Applying) != 0 {
 		t.Errorf("hits: %d, %d, %d", mine.Hits(Applied), mine.Hits(EntryWritten), mine.Hits(Applying))
@@ -111,6 +110,26 @@ func TestPageCountsDown(t *testing.T) {
 	mine.Arm(Applied, 1)
 	if !mine.Disarm() || theirs.reach(Applied) {
 		t.Error("dies after it was disarmed")
+	}
+}
+
+func TestOneDeathArmsTheNext(t *testing.T) {
+	p, err := CreatePage(filepath.Join(t.TempDir(), "page"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ArmThen(ResumeDone, 1)
+	p.Arm(Applied, 1)
+	if p.reach(ResumeDone) {
+		t.Error("dies out of turn")
+	}
+	if !p.reach(Applied) || !p.reach(ResumeDone) || p.reach(ResumeDone) || p.reach(Applied) {
+		t.Error("wants each once, in turn")
+	}
+	p.ArmThen(ResumeDone, 1)
+	p.Arm(Applied, 1)
+	if !p.Disarm() || p.Disarm() || p.reach(Applied) || p.reach(ResumeDone) {
+		t.Error("disarming leaves something")
 	}
 }
 

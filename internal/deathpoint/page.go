@@ -18,6 +18,8 @@ import (
 //	8    8  deaths
 //	16   8  time of the last one, CLOCK_MONOTONIC ns
 //	24   8  its point
+//	32   8  what is armed next, by a death: like the first
+//	40   8  the process that died
 //	64   .. how often each point has been reached, 8 bytes each
 type Page struct{ mem []byte }
 
@@ -26,6 +28,8 @@ const (
 	offDeaths = 8
 	offTime   = 16
 	offPoint  = 24
+	offThen   = 32
+	offPID    = 40
 	offHits   = 64
 	pageSize  = 4096
 )
@@ -65,18 +69,33 @@ func mapPage(f *os.File) (*Page, error) {
 func (p *Page) word(off int) *atomic.Uint64 { return (*atomic.Uint64)(unsafe.Pointer(&p.mem[off])) }
 
 // Arm has the next process die that reaches at, the n-th time, n at least 1.
-func (p *Page) Arm(at Point, n uint32) { p.word(offArmed).Store(uint64(n)<<8 | uint64(at)) }
+func (p *Page) Arm(at Point, n uint32) { p.word(offArmed).Store(armed(at, n)) }
 
-// Disarm takes that back, and reports whether it was still to come.
-func (p *Page) Disarm() bool { return p.word(offArmed).Swap(0) != 0 }
+// ArmThen arms at as soon as what is armed now has been died of.
+func (p *Page) ArmThen(at Point, n uint32) { p.word(offThen).Store(armed(at, n)) }
+
+func armed(at Point, n uint32) uint64 { return uint64(n)<<8 | uint64(at) }
+
+// Disarm takes all that back, and reports whether it was still to come.
+func (p *Page) Disarm() bool {
+	then := p.word(offThen).Swap(0)
+	return p.word(offArmed).Swap(0)|then != 0
+}
 
 // Hits is how often a point has been reached.
 func (p *Page) Hits(at Point) uint64 { return p.word(offHits + int(at)*8).Load() }
 
-// Deaths is how many there were, and when and where the last one was: ns of
-// CLOCK_MONOTONIC.
-func (p *Page) Deaths() (n uint64, when time.Duration, at Point) {
-	return p.word(offDeaths).Load(), time.Duration(p.word(offTime).Load()), Point(p.word(offPoint).Load())
+// Death is the last one that a point was.
+type Death struct {
+	Number uint64        // how many there have been
+	When   time.Duration // CLOCK_MONOTONIC
+	At     Point
+	PID    int
+}
+
+// Last tells of the last death; Number 0: there was none.
+func (p *Page) Last() Death {
+	return Death{p.word(offDeaths).Load(), time.Duration(p.word(offTime).Load()), Point(p.word(offPoint).Load()), int(p.word(offPID).Load())}
 }
 
 // reach counts, and reports whether the process has to die.
@@ -93,11 +112,12 @@ func (p *Page) reach(at Point) bool {
 			}
 			continue
 		}
-		if !armed.CompareAndSwap(was, 0) {
-			continue
+		if !armed.CompareAndSwap(was, p.word(offThen).Swap(0)) {
+			continue // disarmed, or somebody else dies here
 		}
 		p.word(offTime).Store(uint64(Now()))
 		p.word(offPoint).Store(uint64(at))
+		p.word(offPID).Store(uint64(os.Getpid()))
 		p.word(offDeaths).Add(1)
 		return true
 	}

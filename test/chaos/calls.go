@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
+	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
+)
+
+// guest is a volume that comes and goes, by calls that are repeated until
+// they succeed, as kubelet repeats them. What was written to it and never
+// synced is there when it comes again.
+type guest struct {
+	c    *runner
+	fs   string
+	v    *plugin.Volume
+	size int64
+	gen  uint32 // of what is in it; 0: nothing has been written
+	made int    // volumes so far
+}
+
+const (
+	guestSize = 1 << 30
+	guestFile = 256 << 10
+	guestGrow = 64 << 20
+)
+
+// guestFor chooses a filesystem that leads to a point.
+func (c *runner) guestFor(p deathpoint.Point) *guest {
+	switch p {
+	case deathpoint.HelperMkfsXFS, deathpoint.HelperXFSGrow:
+		return c.guests[1]
+	case deathpoint.HelperMkfsExt4, deathpoint.HelperFsck, deathpoint.HelperResize2fs:
+		return c.guests[0]
+	}
+	return c.guests[c.rng.IntN(len(c.guests))]
+}
+
+// cycle lets the volume come, be used, and go.
+func (g *guest) cycle(ctx context.Context, anew bool) error {
+	if g.v != nil && anew {
+		if err := g.remove(ctx); err != nil {
+			return err
+		}
+	}
+	if g.v == nil {
+		if err := g.create(ctx); err != nil {
+			return err
+		}
+	}
+	for _, s := range []struct {
+		name string
+		call func(context.Context) error
+	}{
+		{"attach", g.v.Attach},
+		{"stage", g.v.Stage},
+		{"stage again", g.v.Stage},
+		{"publish", g.v.Publish},
+		{"verify", g.verify},
+		{"write", g.write},
+		{"statistics", func(ctx context.Context) error { _, err := g.v.Stats(ctx); return err }},
+		{"expand", g.expand},
+		{"unpublish", g.v.Unpublish},
+		{"unstage", g.v.Unstage},
+		{"detach", g.v.Detach},
+	} {
+		if err := g.insist(ctx, s.call); err != nil {
+			return fmt.Errorf("volume that comes and goes (%s): %s: %w", g.fs, s.name, err)
+		}
+	}
+	return nil
+}
+
+// insist makes a call until it succeeds, as long as it is refused in a way
+// that says: come again.
+func (g *guest) insist(ctx context.Context, call func(context.Context) error) error {
+	for {
+		err := call(ctx)
+		switch code(err) {
+		case codes.Unavailable, codes.Aborted, codes.DeadlineExceeded:
+		default:
+			return err
+		}
+		select {
+		case <-g.c.p.Done():
+			return fmt.Errorf("the plugin has ended: %w", err)
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// code finds a gRPC code below what wraps it; OK: there is none.
+func code(err error) codes.Code {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if s, ok := status.FromError(err); ok {
+			return s.Code()
+		}
+	}
+	return codes.OK
+}
+
+func (g *guest) create(ctx context.Context) error {
+	g.made++
+	name := fmt.Sprintf("guest-%s-%d-%d", g.fs, g.c.epoch, g.made)
+	g.size, g.gen = guestSize, 0
+	return g.insist(ctx, func(ctx context.Context) (err error) {
+		g.v, err = g.c.p.Create(ctx, name, guestSize, plugin.Filesystem(g.fs), map[string]string{"blockSize": "1Mi"})
+		return err
+	})
+}
+
+func (g *guest) remove(ctx context.Context) error {
+	if g.v == nil {
+		return nil
+	}
+	for _, call := range []func(context.Context) error{g.v.Unpublish, g.v.Unstage, g.v.Detach, g.v.Delete} {
+		if err := g.insist(ctx, call); err != nil {
+			return err
+		}
+	}
+	g.v = nil
+	return nil
+}
+
+// expand grows the volume. A mounted ext4 may have to wait for the next stage.
+func (g *guest) expand(ctx context.Context) error {
+	err := g.v.Expand(ctx, g.size+guestGrow)
+	if code(err) == codes.FailedPrecondition && g.fs == "ext4" && !plugin.GrowsExt4Online() {
+		err = nil
+	}
+	if err == nil {
+		g.size += guestGrow
+	}
+	return err
+}
+
+func (g *guest) path() string { return filepath.Join(g.v.Target, "data") }
+
+// verify reads what the last cycle wrote and did not sync.
+func (g *guest) verify(context.Context) error {
+	if g.gen == 0 {
+		return nil
+	}
+	got, err := os.ReadFile(g.path())
+	if err != nil {
+		g.c.found.failed("volume that comes and goes ("+g.fs+")", err)
+		return err
+	}
+	if want := g.content(); !bytes.Equal(got, want) {
+		at := slices.IndexFunc(want, func(b byte) bool { return len(got) == 0 || b != got[0] })
+		g.c.found.wrong.Add(1)
+		g.c.found.log("WRONG BYTES: volume that comes and goes (%s): %d bytes, want %d of generation %d (%d)", g.fs, len(got), len(want), g.gen, at)
+		return errors.New("wrong bytes")
+	}
+	return nil
+}
+
+func (g *guest) content() []byte {
+	p := make([]byte, guestFile)
+	fill(p, 0, g.gen)
+	return p
+}
+
+// write leaves new content in the page cache.
+func (g *guest) write(context.Context) error {
+	g.gen++
+	if err := os.WriteFile(g.path(), g.content(), 0o600); err != nil {
+		g.c.found.failed("volume that comes and goes ("+g.fs+")", err)
+		return err
+	}
+	return nil
+}
