@@ -50,6 +50,7 @@ var steps = []step{
 	{"Create a volume (CreateVolume)", (*demo).create},
 	{"Attach, stage and publish it (ext4)", (*demo).publish},
 	{"Write files, sync them, keep their checksums", (*demo).write},
+	{"Kill the server, again and again, under a writer that never syncs", (*demo).kill},
 	{"Cut the power: freeze the plugin, copy the medium, kill -9", (*demo).powerCut},
 	{"Boot: put back the medium as it was, start the plugin again", (*demo).boot},
 	{"Stage it again: the VHDX log is replayed", (*demo).replay},

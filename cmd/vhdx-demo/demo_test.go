@@ -96,9 +96,9 @@ func TestDemo(t *testing.T) {
 // end something above all.
 func TestInterrupted(t *testing.T) {
 	bin := binaries(t)
-	at := map[int][]time.Duration{1: {0}, 2: {0, 50}, 3: {0, 30, 100}, 4: {100}, 5: {0, 200}, 6: {0, 100}, 7: {0, 100}, 9: {0, 100}, 12: {0}}
+	at := map[int][]time.Duration{1: {0}, 2: {0, 50}, 3: {0, 30, 100}, 4: {100}, 5: {0, 50, 400}, 6: {0, 200}, 7: {0, 100}, 8: {0, 100}, 10: {0, 100}, 13: {0}}
 	if testing.Short() {
-		at = map[int][]time.Duration{3: {50}, 5: {50}}
+		at = map[int][]time.Duration{3: {50}, 5: {50}, 6: {50}}
 	}
 	for n, delays := range at {
 		for _, ms := range delays {

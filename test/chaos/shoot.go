@@ -59,7 +59,7 @@ func (c *runner) shoot(ctx context.Context, s shot) error {
 
 // plain is a death that comes from outside.
 func (c *runner) plain(ctx context.Context, k kind) error {
-	pid, err := awaitChild(ctx, c.p, "worker")
+	pid, err := c.p.AwaitChild(ctx, plugin.Worker)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func (c *runner) endPressure() error {
 // settle waits for a new worker and for the volumes to be served again, takes
 // the gap, and reads everything back.
 func (c *runner) settle(ctx context.Context, k kind, death time.Duration, gone ...int) error {
-	if _, err := awaitChild(ctx, c.p, "worker", gone...); err != nil {
+	if _, err := c.p.AwaitChild(ctx, plugin.Worker, gone...); err != nil {
 		return err
 	}
 	served := deathpoint.Now()
@@ -193,7 +193,7 @@ func (c *runner) died(ctx context.Context, s shot, before deathpoint.Death) erro
 // successor kills the worker, and has the next one die while it takes over.
 func (c *runner) successor(ctx context.Context, s shot) error {
 	before := c.page.Last()
-	pid, err := awaitChild(ctx, c.p, "worker")
+	pid, err := c.p.AwaitChild(ctx, plugin.Worker)
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func (c *runner) whileCalls(ctx context.Context) error {
 	delay := time.Duration(c.rng.Int64N(int64(400 * time.Millisecond)))
 	go func() { cycle <- g.cycle(ctx, anew) }()
 	time.Sleep(delay)
-	pid, err := awaitChild(ctx, c.p, "worker")
+	pid, err := c.p.AwaitChild(ctx, plugin.Worker)
 	death := deathpoint.Now()
 	if err == nil {
 		err = syscall.Kill(pid, syscall.SIGKILL)
@@ -237,7 +237,7 @@ func (c *runner) whileCalls(ctx context.Context) error {
 
 // supervisor ends the whole plugin but its keeper, and starts another one.
 func (c *runner) supervisor(ctx context.Context, k kind) error {
-	pid, err := awaitChild(ctx, c.p, "worker")
+	pid, err := c.p.AwaitChild(ctx, plugin.Worker)
 	if err != nil {
 		return err
 	}
