@@ -13,9 +13,11 @@ import (
 
 // A point that stands in no code is never reached, and nobody would notice.
 func TestEveryPointStandsInTheCode(t *testing.T) {
-	used := map[string]int{}
+	used := map[string]int{}  // calls of Reach, by the point
+	steps := map[string]int{} // of pkg/node, by name
 	use := regexp.MustCompile(`deathpoint\.Reach\(deathpoint\.(\w+)\)`)
-	helpers := 0
+	step := regexp.MustCompile(`m\.step\("([^"]+)"\)`)
+	calls := map[string]int{}
 	const root = "../.."
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -34,7 +36,12 @@ func TestEveryPointStandsInTheCode(t *testing.T) {
 		for _, m := range use.FindAllSubmatch(b, -1) {
 			used[string(m[1])]++
 		}
-		helpers += strings.Count(string(b), "deathpoint.Helper(")
+		for _, m := range step.FindAllSubmatch(b, -1) {
+			steps[string(m[1])]++
+		}
+		for _, call := range []string{"deathpoint.Helper", "deathpoint.Node"} {
+			calls[call] += strings.Count(string(b), call)
+		}
 		return nil
 	})
 	if err != nil {
@@ -44,19 +51,20 @@ func TestEveryPointStandsInTheCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table := regexp.MustCompile(`(?m)^\t(\w+): +("|helperPrefix)`).FindAllSubmatch(source, -1)
+	table := regexp.MustCompile(`(?m)^\t(\w+): +(nodePrefix \+ |helperPrefix \+ |)"(.*)"`).FindAllSubmatch(source, -1)
 	if want := len(All()); len(table) != want {
 		t.Fatalf("%d names for %d points", len(table), want)
 	}
 	for _, m := range table {
-		if name := string(m[1]); string(m[2]) == "helperPrefix" {
-			continue
-		} else if used[name] == 0 {
-			t.Errorf("no call of Reach(%s)", name)
+		switch point, name := string(m[1]), string(m[3]); {
+		case len(m[2]) == 0 && used[point] == 0:
+			t.Errorf("no call of Reach(%s)", point)
+		case strings.HasPrefix(string(m[2]), "node") && steps[name] == 0:
+			t.Errorf("no step %q in pkg/node", name)
 		}
 	}
-	if helpers == 0 {
-		t.Error("no call of Helper")
+	if calls["deathpoint.Helper"] == 0 || calls["deathpoint.Node"] == 0 {
+		t.Errorf("calls: %v", calls)
 	}
 }
 

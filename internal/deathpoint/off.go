@@ -7,3 +7,6 @@ func Reach(Point) {}
 
 // Helper says that a helper child of that name has just been started.
 func Helper(string) {}
+
+// Node says that pkg/node has come to a step.
+func Node(string) {}

@@ -24,7 +24,7 @@ var shared = sync.OnceValue(func() *Page {
 	return p
 })
 
-var helpers = sync.OnceValue(func() map[string]Point {
+var byName = sync.OnceValue(func() map[string]Point {
 	m := make(map[string]Point, End)
 	for _, p := range All() {
 		m[p.String()] = p
@@ -42,7 +42,14 @@ func Reach(p Point) {
 
 // Helper says that a helper child of that name has just been started.
 func Helper(name string) {
-	if p := helpers()[helperPrefix+name]; p != none {
+	reachNamed(helperPrefix + name)
+}
+
+// Node says that pkg/node has come to a step.
+func Node(step string) { reachNamed(nodePrefix + step) }
+
+func reachNamed(name string) {
+	if p := byName()[name]; p != none {
 		Reach(p)
 	}
 }

@@ -107,6 +107,30 @@ const (
 	HelperXFSGrow
 	HelperMount
 
+	// pkg/node: its steps.
+
+	NodeEntry          // the journal entry is durable
+	NodeOpened         // the image is open
+	NodeGrown          // it has its recorded size
+	NodeAttached       // the device is there, the entry does not name it
+	NodeDeviceRecorded // it does
+	NodeFormatting     // the record says formatting
+	NodeMkfs           // mkfs is about to run
+	NodeFormatted      // it has run
+	NodeChecked        // the filesystem has been checked
+	NodeMounted        // it is mounted
+	NodeUsed           // the record says mounted
+	NodeTargetRecorded // the entry names a target
+	NodeTargetMade     // its directory is there
+	NodeBound          // it is mounted there
+	NodeUnmounted      // the staging path is not mounted any more
+	NodeDetached       // the device is gone
+	NodeClosed         // the image is closed
+	NodeClaimed        // a successor has what the keeper held
+	NodeReopened       // it has opened the image
+	NodeResumed        // it serves the device
+	NodeReleased       // an orderly end has left the device to a successor
+
 	// End is how many there are, and one.
 	End
 )
@@ -165,9 +189,35 @@ var names = [End]string{
 	HelperResize2fs:   helperPrefix + "resize2fs",
 	HelperXFSGrow:     helperPrefix + "xfs_growfs",
 	HelperMount:       helperPrefix + "mount",
+
+	NodeEntry:          nodePrefix + "entry",
+	NodeOpened:         nodePrefix + "opened",
+	NodeGrown:          nodePrefix + "grown",
+	NodeAttached:       nodePrefix + "attached",
+	NodeDeviceRecorded: nodePrefix + "device recorded",
+	NodeFormatting:     nodePrefix + "formatting",
+	NodeMkfs:           nodePrefix + "mkfs",
+	NodeFormatted:      nodePrefix + "formatted",
+	NodeChecked:        nodePrefix + "checked",
+	NodeMounted:        nodePrefix + "mounted",
+	NodeUsed:           nodePrefix + "used",
+	NodeTargetRecorded: nodePrefix + "target recorded",
+	NodeTargetMade:     nodePrefix + "target made",
+	NodeBound:          nodePrefix + "bound",
+	NodeUnmounted:      nodePrefix + "unmounted",
+	NodeDetached:       nodePrefix + "detached",
+	NodeClosed:         nodePrefix + "closed",
+	NodeClaimed:        nodePrefix + "claimed",
+	NodeReopened:       nodePrefix + "reopened",
+	NodeResumed:        nodePrefix + "resumed",
+	NodeReleased:       nodePrefix + "released",
 }
 
-const helperPrefix = "helper:"
+// Before names that are not known to this package.
+const (
+	helperPrefix = "helper:"
+	nodePrefix   = "node:"
+)
 
 func (p Point) String() string {
 	if p < End {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -38,9 +39,9 @@ const (
 // guestFor chooses a filesystem that leads to a point.
 func (c *runner) guestFor(p deathpoint.Point) *guest {
 	switch p {
-	case deathpoint.HelperMkfsXFS, deathpoint.HelperXFSGrow:
+	case deathpoint.HelperMkfsXFS, deathpoint.HelperXFSGrow, deathpoint.HelperAlive:
 		return c.guests[1]
-	case deathpoint.HelperMkfsExt4, deathpoint.HelperFsck, deathpoint.HelperResize2fs:
+	case deathpoint.HelperMkfsExt4, deathpoint.HelperFsck, deathpoint.HelperResize2fs, deathpoint.NodeChecked:
 		return c.guests[0]
 	}
 	return c.guests[c.rng.IntN(len(c.guests))]
@@ -73,6 +74,7 @@ func (g *guest) cycle(ctx context.Context, anew bool) error {
 		{"unpublish", g.v.Unpublish},
 		{"unstage", g.v.Unstage},
 		{"detach", g.v.Detach},
+		{"expand at rest", g.expandAtRest},
 	} {
 		if err := g.insist(ctx, s.call); err != nil {
 			return fmt.Errorf("volume that comes and goes (%s): %s: %w", g.fs, s.name, err)
@@ -140,6 +142,19 @@ func (g *guest) expand(ctx context.Context) error {
 	if code(err) == codes.FailedPrecondition && g.fs == "ext4" && !plugin.GrowsExt4Online() {
 		err = nil
 	}
+	if err == nil {
+		g.size += guestGrow
+	}
+	return err
+}
+
+// expandAtRest grows the volume where no node has it: the next stage follows.
+func (g *guest) expandAtRest(ctx context.Context) error {
+	if g.gen%2 == 0 {
+		return nil
+	}
+	_, err := g.c.p.Controller().ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
+		VolumeId: g.v.ID, VolumeCapability: g.v.Cap, CapacityRange: &csi.CapacityRange{RequiredBytes: g.size + guestGrow}})
 	if err == nil {
 		g.size += guestGrow
 	}

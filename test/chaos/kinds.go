@@ -42,12 +42,16 @@ const (
 	byFlush               // so do they, and flush more often
 	byTakeover            // a death does
 	byCalls               // a volume comes, or goes
+	byEnd                 // an orderly end does
 	byNothing             // see unreached
 )
 
 func (h how) kind() kind {
-	if h == byTakeover {
+	switch h {
+	case byTakeover:
 		return killSuccessor
+	case byEnd:
+		return killSupervisor
 	}
 	return killAtPoint
 }
@@ -63,16 +67,19 @@ func wayTo(p deathpoint.Point) how {
 		return byFlush
 	case p >= deathpoint.GUIDAnnounced && p <= deathpoint.LogPublished,
 		p >= deathpoint.ReplayBegun && p <= deathpoint.TakeoverCommitted,
-		p >= deathpoint.ResumeTaken && p <= deathpoint.ResumeDone:
+		p >= deathpoint.ResumeTaken && p <= deathpoint.ResumeDone,
+		p >= deathpoint.NodeClaimed && p <= deathpoint.NodeResumed:
 		return byTakeover
+	case p == deathpoint.HelperSyncfs, p == deathpoint.NodeReleased:
+		return byEnd
 	}
 	return byCalls
 }
 
 // unreached are the points that no death of a worker leads to, and why.
 var unreached = map[deathpoint.Point]string{
-	deathpoint.HelperRead:   "asks a device that has been lost whether it is dead",
-	deathpoint.HelperSyncfs: "belongs to an orderly end without a keeper",
+	deathpoint.HelperRead:      "asks a device that has been lost whether it is dead",
+	deathpoint.HelperLoopAlive: "asks a device whose connection nobody holds",
 }
 
 // kills is how many a shot makes.

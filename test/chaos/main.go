@@ -31,6 +31,7 @@ type options struct {
 	seed   uint64
 	live   int64 // bytes that each volume holds on to
 	only   string
+	keep   bool      // the plugin's log, after a run that ended well too
 	log    io.Writer // progress and findings
 }
 
@@ -54,6 +55,7 @@ func main() {
 	flag.StringVar(&o.parent, "dir", os.TempDir(), "`directory` to work in; everything in it is removed again")
 	flag.Int64Var(&mib, "live", 24, "`MiB` that each volume holds on to, all of which are read back after each kill")
 	flag.StringVar(&o.only, "only", "", "only kinds of kill, or points, whose name matches this `regexp`")
+	flag.BoolVar(&o.keep, "keep-log", false, "keep the plugin's log even if all is well")
 	flag.BoolVar(&asJSON, "json", false, "print the result as JSON")
 	flag.Usage = usage
 	flag.Parse()

@@ -87,6 +87,9 @@ func chaos(ctx context.Context, o options) (_ *result, err error) {
 	if err != nil && ctx.Err() == nil {
 		err = fmt.Errorf("after %d kills: %w; %s", c.r.kills, err, c.keepLog())
 	}
+	if err == nil && o.keep {
+		c.note(c.keepLog())
+	}
 	if cerr := c.cleanUp(ctx, err); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("%w: %w", errDirty, cerr))
 	}

@@ -43,7 +43,7 @@ func (c *runner) shoot(ctx context.Context, s shot) error {
 	case killCalls:
 		err = c.whileCalls(patience)
 	case killSupervisor, restart:
-		err = c.supervisor(patience, s.kind)
+		err = c.supervisor(patience, s)
 	case killKeeper:
 		err = c.keeper(patience)
 	default:
@@ -148,18 +148,12 @@ func (c *runner) atPoint(ctx context.Context, s shot) error {
 	before := c.page.Last()
 	way := wayTo(s.point)
 	if way == byCalls {
-		if s.point == deathpoint.HelperLoopAlive {
-			// It is asked of a device that a worker left which died too early.
-			c.page.ArmThen(s.point, 1)
-			c.page.Arm(deathpoint.AttachDone, 1)
-		} else {
-			c.page.Arm(s.point, 1)
-		}
+		c.page.Arm(s.point, 1)
 		g := c.guestFor(s.point)
-		if err := g.cycle(ctx, s.point == deathpoint.HelperMkfsExt4 || s.point == deathpoint.HelperMkfsXFS); err != nil {
+		if err := g.cycle(ctx, ofFirstStage(s.point)); err != nil {
 			return err
 		}
-		if s.point == deathpoint.HelperFsck || s.point == deathpoint.HelperResize2fs { // of a second stage
+		if c.page.Last().Number == before.Number { // it is of a second stage
 			if err := g.cycle(ctx, false); err != nil {
 				return err
 			}
@@ -175,6 +169,17 @@ func (c *runner) atPoint(ctx context.Context, s shot) error {
 		time.Sleep(time.Millisecond)
 	}
 	return c.died(ctx, s, before)
+}
+
+// ofFirstStage reports whether a point is come to only where a new volume is
+// formatted.
+func ofFirstStage(p deathpoint.Point) bool {
+	switch p {
+	case deathpoint.HelperMkfsExt4, deathpoint.HelperMkfsXFS,
+		deathpoint.NodeFormatting, deathpoint.NodeMkfs, deathpoint.NodeFormatted, deathpoint.NodeUsed:
+		return true
+	}
+	return false
 }
 
 // died goes on after a death at a point, or notes that it did not come.
@@ -236,18 +241,20 @@ func (c *runner) whileCalls(ctx context.Context) error {
 }
 
 // supervisor ends the whole plugin but its keeper, and starts another one.
-func (c *runner) supervisor(ctx context.Context, k kind) error {
+// With a point it is an orderly end, cut short there.
+func (c *runner) supervisor(ctx context.Context, s shot) error {
 	pid, err := c.p.AwaitChild(ctx, plugin.Worker)
 	if err != nil {
 		return err
 	}
-	death := deathpoint.Now()
-	if k == restart {
-		err = c.p.Stop(ctx)
-	} else {
-		c.p.Kill()
+	before := c.page.Last()
+	if s.point != 0 {
+		c.page.Arm(s.point, 1)
 	}
-	if err != nil {
+	death := deathpoint.Now()
+	if s.kind == killSupervisor && s.point == 0 {
+		c.p.Kill()
+	} else if err := c.p.Stop(ctx); err != nil && s.point == 0 {
 		return err
 	}
 	if c.p, err = plugin.Start(ctx, plugin.Options{Binary: c.o.plugin, Dir: c.dir}); err != nil {
@@ -261,7 +268,10 @@ func (c *runner) supervisor(ctx context.Context, k kind) error {
 			g.v = g.v.On(c.p)
 		}
 	}
-	return c.settle(ctx, k, death, pid)
+	if s.point != 0 {
+		return c.died(ctx, s, before)
+	}
+	return c.settle(ctx, s.kind, death, pid)
 }
 
 // keeper kills the keeper, waits until the next one has everything, and kills
