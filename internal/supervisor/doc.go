@@ -21,9 +21,10 @@
 //
 // The successor comes at once, except when workers fail by themselves: the
 // second failure in a row waits 10 ms, the next ones 100 ms, 1 s, and then
-// always 5 s; 100 ms at most while there are culprits (below). A worker that was ready and is killed from outside (SIGKILL
-// without an out-of-memory kill on the machine) has not failed. Life as long as
-// Options.Settle ends the row.
+// always 5 s; 100 ms at most while there are culprits (below). A worker that is
+// killed from outside (SIGKILL without an out-of-memory kill on the machine) has
+// not failed; if it was not ready yet, its successor waits 10 ms, no more. Life as
+// long as Options.Settle ends the row.
 //
 // # Blame
 //

@@ -68,6 +68,10 @@ const tickEvery = 50 * time.Millisecond
 // volumes wait, too.
 const culpritWait = 100 * time.Millisecond
 
+// unreadyWait follows a worker that was killed from outside before it was ready:
+// not its doing, so its volumes do not wait long, but no busy loop either.
+const unreadyWait = 10 * time.Millisecond
+
 func (o Options) filled() Options {
 	if len(o.Command) == 0 {
 		o.Command = append([]string{selfExe}, os.Args[1:]...)
@@ -308,7 +312,10 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 	if s.started == 1 && !ready && e.exited && len(culprits) == 0 {
 		return true, e.asError()
 	}
-	r := Restart{Worker: s.started, PID: w.pid(), Cause: e.cause, Life: time.Since(w.started), Failed: e.failed || !ready}
+	r := Restart{Worker: s.started, PID: w.pid(), Cause: e.cause, Life: time.Since(w.started), Failed: e.failed}
+	if !e.failed && !ready {
+		r.Wait = unreadyWait
+	}
 	if r.Life >= s.o.Settle {
 		s.failures = 0
 	}

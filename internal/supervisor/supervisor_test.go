@@ -141,6 +141,26 @@ func TestBackoffOfAFailingWorker(t *testing.T) {
 	}
 }
 
+// Workers that are killed before they are ready have not failed: their volumes
+// do not wait longer each time.
+func TestKilledBeforeReady(t *testing.T) {
+	v := start(t, setup{})
+	v.pid()
+	v.plans("kill")
+	v.ask("kill")
+	var waits []time.Duration
+	for range 7 {
+		r := v.restart()
+		if r.Failed {
+			t.Fatalf("%+v", r)
+		}
+		waits = append(waits, r.Wait)
+	}
+	if d := cmp.Diff(append([]time.Duration{0}, slices.Repeat([]time.Duration{unreadyWait}, 6)...), waits); d != "" {
+		t.Fatal(d)
+	}
+}
+
 // One that was started wrongly says so and is not tried again.
 func TestFirstWorkerFails(t *testing.T) {
 	v := start(t, setup{}, "exit 64")

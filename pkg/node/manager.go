@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -108,7 +109,7 @@ func New(c Config) (*Manager, error) {
 		c.Guard = noGuard{}
 	}
 	m := &Manager{
-		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: func(string) {}, stopped: make(chan struct{}),
+		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: deathpoint.Node, stopped: make(chan struct{}),
 		volumes: map[string]*volume{}, busy: map[string]bool{},
 	}
 	m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {

@@ -70,7 +70,7 @@ func main() {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	r, err := chaos(ctx, o)
 	if r != nil {
-		print(os.Stdout, r, asJSON)
+		report(os.Stdout, r, asJSON)
 	}
 	switch {
 	case err == nil:
@@ -83,7 +83,7 @@ func main() {
 	}
 }
 
-func print(w io.Writer, r *result, asJSON bool) {
+func report(w io.Writer, r *result, asJSON bool) {
 	if !asJSON {
 		r.print(w)
 		return
