@@ -27,6 +27,7 @@ type options struct {
 	keeperGiven     bool // the keeper is somebody else's to start
 	maxVolumes      int64
 	memoryLimit     string
+	hangTimeout     time.Duration
 	workTimeout     time.Duration
 	shutdownTimeout time.Duration
 }
@@ -37,6 +38,9 @@ const (
 	modeController = "controller"
 	modeNode       = "node"
 )
+
+// minHangTimeout leaves a worker on a busy machine the time to beat.
+const minHangTimeout = 500 * time.Millisecond
 
 const (
 	defaultEndpoint = "unix:///run/vhdx-csi/csi.sock"
@@ -117,6 +121,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.keeperSocket, "keeper-socket", "", keeperUsage+". By default the plugin starts one itself, at STATE-DIR/"+keeperSocketName)
 	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler; 0 is no limit")
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")
+	fs.DurationVar(&o.hangTimeout, "hang-timeout", 10*time.Second, "how long the worker may show no sign of life before it is killed and replaced, which costs its volumes a pause")
 	fs.DurationVar(&o.workTimeout, "work-timeout", 30*time.Minute, "when an operation that outlives its caller is told to give up")
 	fs.DurationVar(&o.shutdownTimeout, "shutdown-timeout", 25*time.Second, "how long calls under way and the last flush may take after SIGTERM")
 
@@ -152,6 +157,9 @@ func (o *options) check() error {
 	}
 	if o.workTimeout <= 0 || o.shutdownTimeout <= 0 {
 		return errors.New("--work-timeout and --shutdown-timeout must be more than 0")
+	}
+	if o.hangTimeout < minHangTimeout {
+		return fmt.Errorf("--hang-timeout=%v: give at least %v, or a busy machine looks like a hang", o.hangTimeout, minHangTimeout)
 	}
 	if o.nodeID == "" {
 		host, err := os.Hostname()

@@ -86,6 +86,7 @@ func TestUsage(t *testing.T) {
 		{"relative state", []string{"--state-dir=x"}, "absolute"},
 		{"volumes", []string{"--max-volumes=-1"}, "0 or more"},
 		{"timeout", []string{"--work-timeout=0s"}, "more than 0"},
+		{"hang", []string{"--hang-timeout=10ms"}, "busy machine"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			started := false

@@ -20,7 +20,7 @@ import (
 )
 
 // run joins the parts, serves until the context ends, and takes them apart.
-func (o *options) run(ctx context.Context, link *supervisor.Link) (err error) {
+func (o *options) run(ctx context.Context, h *heart) (err error) {
 	if err := limitMemory(o.memoryLimit); err != nil {
 		return err
 	}
@@ -37,12 +37,12 @@ func (o *options) run(ctx context.Context, link *supervisor.Link) (err error) {
 	}
 	var m *node.Manager
 	if o.node() {
-		if m, err = o.startNode(ctx, set, link); err != nil {
+		if m, err = o.startNode(ctx, set, h); err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
 	}
-	serveErr := o.serve(ctx, c, link)
+	serveErr := o.serve(ctx, c, h.link)
 	if m == nil {
 		return serveErr
 	}
@@ -85,16 +85,16 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 
 // startNode makes the node manager, settles what an earlier process left, and
 // tells the pools about this node.
-func (o *options) startNode(ctx context.Context, set *pool.Set, link *supervisor.Link) (*node.Manager, error) {
-	attacher, err := o.newAttacher(klog.FromContext(ctx))
+func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart) (*node.Manager, error) {
+	attacher, err := o.newAttacher(klog.FromContext(ctx), h.link)
 	if err != nil {
 		return nil, err
 	}
 	c := node.Config{
-		NodeID: o.nodeID, StateDir: o.nodeStateDir(), StateLocked: link != nil,
-		Volumes: set, Attacher: attacher, Guard: link,
+		NodeID: o.nodeID, StateDir: o.nodeStateDir(), StateLocked: h.link != nil,
+		Volumes: set, Attacher: attacher, Guard: h.link,
 	}
-	if link != nil || o.keeperGiven {
+	if h.link != nil || o.keeperGiven {
 		k, err := o.dialKeeper(ctx)
 		if err != nil {
 			return nil, err
@@ -105,6 +105,7 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, link *supervisor
 	if err != nil {
 		return nil, fmt.Errorf("start the node service: %w", err)
 	}
+	h.beatsFor(m)
 	if _, err := m.Recover(ctx); err != nil { // it logs what it finds
 		return nil, fmt.Errorf("settle what an earlier process left: %w", err)
 	}
@@ -125,11 +126,12 @@ const (
 	backendFuseloop = "fuseloop"
 )
 
-func (o *options) newAttacher(log klog.Logger) (blockdev.Attacher, error) {
+func (o *options) newAttacher(log klog.Logger, link *supervisor.Link) (blockdev.Attacher, error) {
 	switch o.backend {
 	case backendAuto, backendFuseloop:
 		return fuseloop.New(fuseloop.Options{
 			AllowWithoutResend: o.allowDeviceLoss,
+			Crashing:           link.Accuse,
 			Note: func(id, text string) {
 				log.Info("Block device is not at its best", "volume", id, "backend", fuseloop.Name, "reason", text)
 			},

@@ -36,7 +36,7 @@ func start(cmd *cobra.Command, o *options) error {
 	}
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
-	return o.run(ctx, nil)
+	return o.run(ctx, &heart{})
 }
 
 // supervise starts a worker, and another whenever it dies, and a keeper if it
@@ -62,9 +62,10 @@ func (o *options) supervise(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	return supervisor.Run(ctx, supervisor.Options{
-		Command:  append([]string{"/proc/self/exe", workerName}, os.Args[1:]...),
-		Listener: l,
-		Grace:    o.shutdownTimeout + graceMargin,
+		Command:   append([]string{"/proc/self/exe", workerName}, os.Args[1:]...),
+		Listener:  l,
+		Heartbeat: o.hangTimeout,
+		Grace:     o.shutdownTimeout + graceMargin,
 		OnRestart: func(r supervisor.Restart) {
 			log.Info("Worker ended, starts anew", "process", r.PID, "cause", r.Cause, "life", r.Life, "wait", r.Wait,
 				"blamed", r.Culprits, "quarantined", r.Quarantined)
@@ -108,14 +109,15 @@ func work(cmd *cobra.Command, o *options) error {
 	if link == nil && o.node() {
 		becomeIOFlusher(klog.FromContext(cmd.Context()))
 	}
+	h := &heart{link: link}
 	// It beats for as long as the process lives, the orderly end included.
-	go link.BeatWhile(context.WithoutCancel(cmd.Context()), func() bool { return true })
+	go link.BeatWhile(context.WithoutCancel(cmd.Context()), h.alive)
 	if link != nil {
-		return o.run(untilAsked(cmd.Context()), link)
+		return o.run(untilAsked(cmd.Context()), h)
 	}
 	ctx, stop := untilSignal(cmd.Context())
 	defer stop()
-	return o.run(ctx, link)
+	return o.run(ctx, h)
 }
 
 // untilAsked gives a context that ends when the supervisor asks for an orderly

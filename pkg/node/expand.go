@@ -49,7 +49,7 @@ func (m *Manager) expand(ctx context.Context, v *volume) (int64, error) {
 		}
 	}
 	// Also when the image had grown: an earlier call may have come no further.
-	if err := v.dev.Resize(ctx); err != nil {
+	if err := v.dev.Resize(m.tools.hold(ctx)); err != nil {
 		return 0, fmt.Errorf("resize %s: %w", v.dev.Path(), err)
 	}
 	size := v.image.Size()

@@ -161,6 +161,25 @@ func (m *Manager) Held(volumeID string) bool {
 	return v != nil && v.image != nil
 }
 
+// Alive says which volume's server hangs by a fault of this process, which only
+// its end can mend. It is for a heartbeat, and asked every second or few.
+func (m *Manager) Alive() (volumeID string, err error) {
+	served := map[string]blockdev.Watched{}
+	m.mu.Lock()
+	for id, v := range m.volumes {
+		if d, ok := v.dev.(blockdev.Watched); ok {
+			served[id] = d
+		}
+	}
+	m.mu.Unlock()
+	for id, d := range served {
+		if err := d.Alive(); err != nil {
+			return id, err
+		}
+	}
+	return "", nil
+}
+
 // change changes v where others may read it.
 func (m *Manager) change(do func()) {
 	m.mu.Lock()

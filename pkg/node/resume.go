@@ -73,7 +73,7 @@ func (m *Manager) takeDevice(ctx context.Context, e entry, im image, k *kept) (b
 	resumer := m.cfg.Attacher.(blockdev.Resumer)
 	files := k.files
 	k.files = nil // the backend's from now on
-	dev, err := resumer.Resume(ctx, blockdev.Config{ID: e.Volume, Image: im}, k.meta.Device, files)
+	dev, err := resumer.Resume(m.tools.hold(ctx), blockdev.Config{ID: e.Volume, Image: im}, k.meta.Device, files)
 	if err != nil {
 		return nil, err
 	}

@@ -168,7 +168,7 @@ func (m *Manager) useRaw(ctx context.Context, v *volume, rec pool.Volume) error 
 }
 
 func (m *Manager) attach(ctx context.Context, v *volume) error {
-	dev, err := m.cfg.Attacher.Attach(ctx, m.keepConfig(ctx, v))
+	dev, err := m.cfg.Attacher.Attach(m.tools.hold(ctx), m.keepConfig(ctx, v))
 	if err != nil {
 		return fmt.Errorf("attach device: %w", err)
 	}

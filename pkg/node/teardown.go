@@ -87,7 +87,7 @@ func (m *Manager) removeDead(ctx context.Context, id string) error {
 func (m *Manager) bounded(ctx context.Context, remove func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Unmount)
 	defer cancel()
-	err := remove(ctx)
+	err := remove(m.tools.hold(ctx))
 	switch {
 	case errors.Is(err, blockdev.ErrBusy):
 		return fmt.Errorf("%w: %w", ErrBusy, err)

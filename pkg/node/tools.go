@@ -41,11 +41,16 @@ func (t tools) self(ctx context.Context, deadline time.Duration, name string, ar
 }
 
 func (t tools) call(ctx context.Context, c helper.Call) ([]byte, error) {
-	if t.orphans != nil {
-		c.Files = []*os.File{t.orphans}
-	}
-	out, err := c.Run(ctx)
+	out, err := c.Run(t.hold(ctx))
 	return out, named(err)
+}
+
+// hold gives the orphans file to the helpers of others, the attacher's, too.
+func (t tools) hold(ctx context.Context) context.Context {
+	if t.orphans == nil {
+		return ctx
+	}
+	return helper.Hold(ctx, t.orphans)
 }
 
 // named makes errors.Is find ErrStuck where the outcome of the helper is unknown.
