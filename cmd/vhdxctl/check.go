@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,98 +15,189 @@ import (
 // checkResult is what check prints as JSON.
 type checkResult struct {
 	Path string `json:"path"`
-	// Status is clean, dirty (the log must be replayed), replayed or corrupt.
-	Status  string     `json:"status"`
-	Log     *logResult `json:"log,omitempty"`
-	Corrupt *corrupt   `json:"corruption,omitempty"`
+	// Status is clean, leaks, dirty (the log must be replayed), unsupported or
+	// corrupt: what the image is now.
+	Status string `json:"status"`
+	// Log is what must be, or was, replayed.
+	Log *logResult `json:"log,omitempty"`
+	// DryRun: findings say what a repair would do.
+	DryRun bool `json:"dryRun,omitempty"`
+	*vhdx.Report
 }
 
-// corrupt says what is wrong, and where.
-type corrupt struct {
-	Structure string `json:"structure"`
-	Offset    int64  `json:"offset"`
-	Reason    string `json:"reason"`
-}
-
-func (a *app) checkCommand() *cobra.Command {
+func (a *app) checkCommand(ctx context.Context) *cobra.Command {
 	var repair string
+	var dryRun, quiet bool
 	cmd := &cobra.Command{
 		Use:   "check PATH",
-		Short: "Check an image, and replay its log",
-		Long: `Check an image: identifier, headers, log, region tables, metadata, block table,
-and that nothing in the file overlaps anything else. The data is not read.
+		Short: "Check an image, and repair it",
+		Long: `Check an image: identifier, headers, log, region tables, metadata, every entry of
+the block table, that nothing in the file overlaps anything else, and that no
+space is lost. The data is not read.
 
 Without -r nothing is changed. An image that was not closed in an orderly way has
 a log to replay; that is no damage, but exits with 1, since other software may
-refuse the image or show it as it was before. With -r all the log is replayed.
+refuse the image or show it as it was before.
 
-Exit codes: 0 clean, or replayed and clean; 1 the check could not be made, or the
-log must be replayed; 2 corrupt. (3 stands for leaked space, which is not looked
-for yet.)`,
+With -r what can be mended without guessing is: the log is replayed, a bad copy of
+a header or of the region table written anew, two blocks that claim one place get
+a copy each, stray bits are cleared, the file's size rounded, and, once nothing is
+damaged any more, lost space freed. No only copy of anything is destroyed, and a
+power cut on the way does no harm. --dry-run says what would be done.
+
+Exit codes: 0 clean, or clean after the repair; 1 the check could not be made, or
+the log must be replayed; 2 corrupt; 3 lost space and nothing worse.`,
 		Example: `  vhdxctl check disk.vhdx
-  vhdxctl check -r all disk.vhdx
-  vhdxctl check --json disk.vhdx`,
-		Args: cobra.ExactArgs(1),
+  vhdxctl check --dry-run disk.vhdx
+  vhdxctl check -r disk.vhdx           (or, as with qemu-img: -r all)
+  vhdxctl check --json disk.vhdx | jq .findings`,
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				if repair == "" {
+					return fmt.Errorf("accepts 1 path, received 2: %q", args)
+				}
+				repair, args = args[0], args[1:] // qemu-img's -r all
+			}
 			if repair != "" && repair != "all" {
 				return fmt.Errorf("--repair %s: the only repair is all", repair)
 			}
-			return a.check(args[0], repair != "")
+			bar := a.progress(ctx, quiet, "checking")
+			defer bar.end()
+			return a.check(ctx, args[0], repair != "", dryRun, bar)
 		},
 	}
-	cmd.Flags().StringVarP(&repair, "repair", "r", "", "what to repair: all (replay the log)")
+	f := cmd.Flags()
+	f.StringVarP(&repair, "repair", "r", "", "mend what can be mended without guessing")
+	f.Lookup("repair").NoOptDefVal = "all"
+	f.BoolVar(&dryRun, "dry-run", false, "change nothing, and say what --repair would do")
+	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
 	return cmd
 }
 
-func (a *app) check(path string, repair bool) error {
-	info, err := readInfo(path)
-	var replayed *logResult
-	if err == nil && repair && info.Replay.Entries > 0 {
-		replayed = newLogResult(info.Replay)
-		if err = replayLog(path); err == nil {
-			info, err = readInfo(path)
-		}
+// openFile opens the file of an image, under the lock of whoever uses one.
+func openFile(path string, write bool) (*vhdx.OSFile, error) {
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
 	}
-	c, isCorrupt := errors.AsType[*vhdx.CorruptError](err)
-	r := checkResult{Path: path, Status: "clean", Log: newLogResult(info.Replay)}
-	code := exitOK
-	switch {
-	case isCorrupt:
-		r.Status, r.Corrupt, code = "corrupt", &corrupt{c.Structure, c.Offset, c.Reason}, exitCorrupt
-	case err != nil:
+	f, err := os.OpenFile(path, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	of, err := vhdx.NewOSFile(f, vhdx.FileOptions{ReadOnly: !write, Buffered: !write})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return of, nil
+}
+
+func (a *app) check(ctx context.Context, path string, repair, dryRun bool, bar *progress) error {
+	f, err := openFile(path, repair && !dryRun)
+	if err != nil {
 		return err
-	case r.Log != nil:
-		r.Status, code = "dirty", exitFailed
-	case replayed != nil:
-		r.Status, r.Log = "replayed", replayed
 	}
-	a.print(r, func(w io.Writer) { r.print(w, err) })
+	var report *vhdx.Report
+	if repair || dryRun {
+		report, err = vhdx.Repair(ctx, f, vhdx.RepairOptions{DryRun: dryRun, Progress: bar.report, Confirm: func(r *vhdx.Report) error {
+			bar.end()
+			if !a.json {
+				printFindings(a.out, r)
+			}
+			return nil
+		}})
+	} else {
+		report, err = vhdx.Check(ctx, f, vhdx.CheckOptions{Progress: bar.report})
+	}
+	bar.end()
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	status, code := judge(report)
+	r := checkResult{Path: path, Status: status, Log: newLogResult(report.Replay), DryRun: dryRun, Report: report}
+	a.print(r, r.print)
 	if code != exitOK {
 		return exitError(code)
 	}
 	return nil
 }
 
-// replayLog opens an image for writing, which replays its log, and changes
-// nothing else.
-func replayLog(path string) error {
-	im, err := vhdx.OpenPath(path, vhdx.OpenOptions{})
-	if err != nil {
-		return err
+// judge says what an image is now, in a word and as an exit code.
+func judge(r *vhdx.Report) (string, int) {
+	if r.After != nil {
+		r = r.After
 	}
-	return im.Close()
+	switch {
+	case r.Corrupt():
+		return "corrupt", exitCorrupt
+	case r.Stopped != "", r.Counts[vhdx.SeverityUnsupported] > 0:
+		return "unsupported", exitFailed
+	case r.Dirty:
+		return "dirty", exitFailed
+	case r.Counts[vhdx.SeverityLeak] > 0:
+		return "leaks", exitLeaks
+	}
+	return "clean", exitOK
 }
 
-func (r checkResult) print(w io.Writer, err error) {
-	switch r.Status {
-	case "corrupt":
-		fmt.Fprintf(w, "%v\n%s\n", err, advice(err))
-	case "dirty":
-		fmt.Fprintf(w, "%s: no errors were found, with the log applied in memory\n", r.Path)
-		fmt.Fprintf(w, "The log must be replayed (%v): the next writable open does it, or run:\n  vhdxctl check -r all '%s'\n", r.Log, r.Path)
-	case "replayed":
-		fmt.Fprintf(w, "%s: log replayed (%v); no errors were found\n", r.Path, r.Log)
-	default:
-		fmt.Fprintf(w, "%s: no errors were found\n", r.Path)
+func (r checkResult) print(w io.Writer) {
+	last := r.Report
+	if r.After == nil {
+		printFindings(w, r.Report)
+	} else {
+		for _, done := range r.Done {
+			fmt.Fprintf(w, "done: %s\n", done)
+		}
+		last = r.After
+		if len(last.Findings) > 0 {
+			fmt.Fprintln(w, "What is left:")
+			printFindings(w, last)
+		}
 	}
+	if last.Stopped != "" {
+		fmt.Fprintf(w, "The rest could not be checked: %s.\n", last.Stopped)
+	}
+	fmt.Fprintf(w, "%s: %s\n", r.Path, summary(last, r.Repaired))
+	switch {
+	case r.Status == "dirty":
+		fmt.Fprintf(w, "The log must be replayed (%v): the next writable open does it, or run:\n  vhdxctl check -r all '%s'\n", r.Log, r.Path)
+	case r.After == nil && r.Repairable() > 0 && r.DryRun:
+		fmt.Fprintln(w, "Nothing was changed.")
+	case r.After == nil && r.Repairable() > 0:
+		fmt.Fprintf(w, "Nothing was changed. To mend what can be mended, run:\n  vhdxctl check -r all '%s'\n", r.Path)
+	case r.Status == "corrupt" && r.After == nil:
+		fmt.Fprintln(w, "Nothing was changed.")
+	}
+}
+
+func printFindings(w io.Writer, r *vhdx.Report) {
+	for _, f := range r.Findings {
+		fmt.Fprintln(w, f)
+	}
+	if r.Omitted > 0 {
+		fmt.Fprintf(w, "(%d more of the same kinds)\n", r.Omitted)
+	}
+}
+
+// summary is the line that qemu-img's users look for.
+func summary(r *vhdx.Report, repaired int64) string {
+	text := "no errors were found"
+	corrupt, leaks := r.Counts[vhdx.SeverityCorrupt], r.Counts[vhdx.SeverityLeak]
+	switch {
+	case corrupt > 0 && leaks > 0:
+		text = fmt.Sprintf("%s and %s found", count(int(corrupt), "corruption", "corruptions"), count(int(leaks), "leak", "leaks"))
+	case corrupt > 0:
+		text = count(int(corrupt), "corruption", "corruptions") + " found"
+	case leaks > 0:
+		text = fmt.Sprintf("%s found, %s", count(int(leaks), "leak", "leaks"), formatSize(r.LeakedBytes))
+	case r.Stopped != "":
+		text = "it could not be checked to the end"
+	}
+	if r.Dirty {
+		text += ", with the log applied in memory"
+	}
+	if repaired > 0 {
+		text += fmt.Sprintf("; %d repaired", repaired)
+	}
+	return text
 }

@@ -15,10 +15,10 @@ const (
 	exitOK      = 0
 	exitFailed  = 1 // the command could not do its work
 	exitCorrupt = 2 // check: the image is corrupt
+	exitLeaks   = 3 // check: space is lost, and nothing worse
 	// exitDifferent and exitNotCompared are compare's.
 	exitDifferent   = 1
 	exitNotCompared = 2
-	// 3, leaked space, is for a check that looks for it; this one does not yet.
 )
 
 // exitError is an error that has told all there is to tell, but for the code.
@@ -63,13 +63,15 @@ process has open is touched.
 
 Sizes are bytes, or carry a binary unit: 512M, 10G, 2T (also 512MiB, 10Gi).
 
-Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt.`,
+Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
+3 check found lost space and nothing worse.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
-	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(), a.growCommand(), a.convertCommand(ctx), a.compareCommand(ctx), a.mapCommand())
+	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(ctx), a.growCommand(), a.convertCommand(ctx), a.compareCommand(ctx), a.mapCommand())
+	root.AddCommand(a.replayCommand())
 	return root
 }
 

@@ -25,14 +25,16 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"status":  cmdStatus,
-			"field":   cmdField,
-			"dirty":   cmdDirty,
-			"patch":   cmdPatch,
-			"locked":  cmdLocked,
-			"content": cmdContent,
-			"raw":     cmdRaw,
-			"kept":    cmdKept,
+			"status":    cmdStatus,
+			"field":     cmdField,
+			"dirty":     cmdDirty,
+			"patch":     cmdPatch,
+			"locked":    cmdLocked,
+			"content":   cmdContent,
+			"raw":       cmdRaw,
+			"kept":      cmdKept,
+			"zero":      cmdZero,
+			"copybytes": cmdCopyBytes,
 		},
 		Condition: func(cond string) (bool, error) {
 			if name, ok := strings.CutPrefix(cond, "oracle:"); ok {
@@ -118,6 +120,24 @@ func cmdPatch(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	_, err = f.WriteAt([]byte(args[2]), off)
 	ts.Check(errors.Join(err, f.Close()))
+}
+
+// cmdZero zeroes bytes of a file: zero FILE OFFSET COUNT.
+func cmdZero(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.ParseInt(args[2], 0, 64)
+	ts.Check(err)
+	cmdPatch(ts, false, []string{args[0], args[1], strings.Repeat("\x00", int(n))})
+}
+
+// cmdCopyBytes copies bytes within a file: copybytes FILE FROM TO COUNT.
+func cmdCopyBytes(ts *testscript.TestScript, _ bool, args []string) {
+	from, err := strconv.ParseInt(args[1], 0, 64)
+	ts.Check(err)
+	n, err := strconv.ParseInt(args[3], 0, 64)
+	ts.Check(err)
+	data, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	cmdPatch(ts, false, []string{args[0], args[2], string(data[from : from+n])})
 }
 
 // cmdLocked runs the rest of the line while an image is open: locked IMAGE COMMAND...

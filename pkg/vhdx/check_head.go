@@ -136,7 +136,7 @@ func (c *checker) checkLog() error {
 	c.f, c.r.FileSize = o, o.size
 	c.add(Finding{
 		Code: CodeLogDirty, Severity: SeverityWarning, Place: p,
-		Text:   fmt.Sprintf("the log must be replayed: %d entries with %d pages", c.r.Replay.Entries, c.r.Replay.Pages),
+		Text:   "the log must be replayed: " + c.r.Replay.describe(),
 		Repair: "replay it",
 	})
 	c.plan.replay = true

@@ -173,7 +173,7 @@ func (r *repair) replay() error {
 	if err := r.im.sync(syncClosed); err != nil {
 		return err
 	}
-	r.did(1, "replayed the log: %d entries with %d pages", r.im.replayed.Entries, r.im.replayed.Pages)
+	r.did(1, "replayed the log: %s", r.im.replayed.describe())
 	return nil
 }
 
@@ -276,7 +276,7 @@ func (r *repair) size() error {
 		}
 	}
 	if len(p.gaps) > 0 {
-		r.did(len(p.gaps), "freed %d ranges of unused space", len(p.gaps))
+		r.did(len(p.gaps), "freed %s of unused space", count(len(p.gaps), "range", "ranges"))
 	}
 	if p.tail > 0 {
 		if err := r.im.f.Truncate(p.tail); err != nil {
@@ -285,4 +285,27 @@ func (r *repair) size() error {
 		r.did(1, "cut off unused space at the file's end, now at %#x", p.tail)
 	}
 	return r.finish()
+}
+
+// Replay replays the log of the image in f, of any kind and whatever else may
+// be wrong with it, and changes nothing where the log is clean. f stays open.
+// Open does the same, and more.
+func Replay(f File) (ReplayInfo, error) {
+	size, err := f.Size()
+	if err != nil {
+		return ReplayInfo{}, err
+	}
+	im := &Image{f: f, name: f.Name(), fileEnd: size}
+	for _, step := range []func() error{im.loadIdentifier, im.loadHeaders} {
+		if err := step(); err != nil {
+			return ReplayInfo{}, err
+		}
+	}
+	if im.headers.current.LogGUID.IsZero() {
+		return ReplayInfo{}, nil
+	}
+	if err := im.replay(); err != nil {
+		return ReplayInfo{}, err
+	}
+	return im.replayed, im.sync(syncClosed)
 }

@@ -88,7 +88,7 @@ func (r *repair) copyBlocks(total int64) error {
 		}
 	}
 	if len(r.c.plan.copies) > 0 {
-		r.did(len(r.c.plan.copies), "gave %d blocks a copy of their own", len(r.c.plan.copies))
+		r.did(len(r.c.plan.copies), "gave a copy of its own to %s", count(len(r.c.plan.copies), "block", "blocks"))
 	}
 	return nil
 }
@@ -178,7 +178,7 @@ func (r *repair) logEntries(fixes []entryFix) error {
 		}
 	}
 	if n := len(r.c.plan.entries); n > 0 {
-		r.did(n, "mended %d entries of the BAT", n)
+		r.did(n, "mended %s of the BAT", count(n, "entry", "entries"))
 	}
 	return nil
 }
@@ -211,7 +211,7 @@ func (r *repair) logBitmaps() error {
 		}
 	}
 	if n := len(p.bitmaps); n > 0 {
-		r.did(n, "cleared stale bits in %d pages of sector bitmaps", n)
+		r.did(n, "cleared stale bits in %s of sector bitmaps", count(n, "page", "pages"))
 	}
 	return nil
 }

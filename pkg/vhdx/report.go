@@ -181,3 +181,15 @@ func (r *Report) Worst() (Finding, bool) {
 		return cmp.Compare(slices.Index(rank, a.Severity), slices.Index(rank, b.Severity))
 	}), true
 }
+
+// count is a number with its noun.
+func count[T int | int64](n T, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+func (r ReplayInfo) describe() string {
+	return count(r.Entries, "entry", "entries") + " with " + count(r.Pages, "page", "pages")
+}
