@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
-	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
@@ -187,7 +186,7 @@ func (d *Device) undo(ctx context.Context, goOn func(bool)) {
 	if found, err := loopdev.Find(d.tag); err == nil {
 		for _, dev := range found {
 			ctx, cancel := context.WithTimeout(ctx, attachDeadline)
-			_, _ = runDetach(ctx, loopdev.Path(dev.Number), d.tag)
+			_, _ = d.a.runDetach(ctx, loopdev.Path(dev.Number), d.tag)
 			cancel()
 		}
 	}
@@ -226,7 +225,7 @@ func (d *Device) Detach(ctx context.Context) error {
 	}
 	d.setDetaching(true)
 	deathpoint.Reach(deathpoint.DetachBegun)
-	flushed, err := runDetach(ctx, d.path, d.tag)
+	flushed, err := d.a.runDetach(ctx, d.path, d.tag)
 	if err != nil {
 		d.stay(ctx)
 		d.setDetaching(false)
@@ -263,7 +262,7 @@ func (d *Device) Resize(ctx context.Context) error {
 		return wrap(err)
 	}
 	want := d.image.Size()
-	if _, err := helper.RunSelf(ctx, attachDeadline, cmdResize, d.path, d.tag); err != nil {
+	if _, err := d.a.child(ctx, d.tag, attachDeadline, cmdResize, d.path, d.tag); err != nil {
 		return wrap(err)
 	}
 	if got := loopdev.Size(n); got < want {

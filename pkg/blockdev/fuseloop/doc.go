@@ -33,6 +33,7 @@
 //	I-FL-5  A buffer is used again only when no operation on it is under way.
 //	I-FL-6  The serving process opens neither the FUSE file nor the device nor the mount.
 //	I-FL-7  FSYNC, FALLOCATE, READ and WRITE never answer ENOSYS: the kernel would stop sending them.
+//	I-FL-8  What may wait on a device runs in a child with a deadline. A child abandoned in the kernel is reported, and while it is there its volume gets no other one.
 //
 // Kernel: Linux 5.17 (FUSE 7.36). From 6.1 on with the ring. A successor that
 // takes a descriptor over needs 6.9.4 (resend.go).

@@ -38,7 +38,7 @@ func (d *Device) startMaker(ctx context.Context, image blockdev.Image) (*maker, 
 		Files: []*os.File{d.fuse, theirs}, Started: func() { close(started) },
 	}
 	go func() {
-		_, m.err = call.Run(ctx)
+		_, m.err = d.a.run(ctx, d.tag, call)
 		close(m.ended)
 		_ = m.link.Close() // a child that is stuck keeps its end open
 	}()

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
-	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/loopdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 
@@ -176,7 +175,7 @@ func (d *Device) resume(ctx context.Context, c blockdev.Config, k kept) error {
 func (d *Device) stay(ctx context.Context) {
 	n, err := loopdev.Number(d.path)
 	if err == nil && loopdev.Leaving(n) {
-		_, err = helper.RunSelf(context.WithoutCancel(ctx), probeDeadline, cmdStay, d.path, d.tag)
+		_, err = d.a.child(context.WithoutCancel(ctx), d.tag, probeDeadline, cmdStay, d.path, d.tag)
 	}
 	if err != nil && !errors.Is(err, unix.ENXIO) {
 		d.note("%s may go when it is closed next: %v", d.path, err)
