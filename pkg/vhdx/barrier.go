@@ -35,6 +35,9 @@ const (
 	syncClosed
 	// A new BAT region's content is durable before a region table names it.
 	syncNewBAT
+	// In a differencing image, data is durable before the log says that it is
+	// there and not in the parent.
+	syncData
 	// A page is applied only after its log entry is durable.
 	orderLogThenApply
 	// What is applied is the copy that was logged, not the live page.
@@ -59,6 +62,10 @@ const (
 	orderOutlived
 	// Payload is written before its mapping is published.
 	orderDataThenMapping
+	// A block's bits are logged no later than the entry that makes them count.
+	orderBitsThenTable
+	// A block's old bits are cleared before they count again.
+	orderClearStale
 	powerBarriers
 
 	// What follows is about the death of the process alone; without a journal
@@ -101,6 +108,9 @@ var barrierNames = [barrierCount]string{
 	syncCloseClear:        "sync cleared LogGuid before shrinking the file",
 	syncClosed:            "sync the shortened file before Close returns",
 	syncNewBAT:            "sync new BAT region before naming it",
+	syncData:              "sync data before logging its bits",
+	orderBitsThenTable:    "log bits no later than the table",
+	orderClearStale:       "clear stale bits before they count",
 	orderLogThenApply:     "apply only what is durable in the log",
 	orderApplyCopy:        "apply the logged copy, not the live page",
 	orderEntryThenLogGUID: "write the first log entry before LogGuid",

@@ -20,17 +20,24 @@ type bat struct {
 	ratio    uint     // log2 of the chunk ratio
 	entries  []uint64 // ondisk.BATEntry, accessed atomically
 	dirty    []uint64 // a bit per page, accessed atomically
+	// bitmaps are the sector bitmaps of a differencing image by chunk, as far
+	// as they have been read.
+	bitmaps []atomic.Pointer[bitmapChunk]
 }
 
 func newBAT(g ondisk.Geometry, offset, length int64) *bat {
 	n := g.Entries()
 	pages := (n + entriesPerPage - 1) / entriesPerPage
-	return &bat{
+	b := &bat{
 		geometry: g, offset: offset, length: length,
 		ratio:   uint(bits.TrailingZeros64(uint64(g.ChunkRatio()))),
 		entries: make([]uint64, n),
 		dirty:   make([]uint64, (pages+63)/64),
 	}
+	if g.HasParent {
+		b.bitmaps = make([]atomic.Pointer[bitmapChunk], g.BitmapBlocks())
+	}
+	return b
 }
 
 func (b *bat) at(index int64) ondisk.BATEntry {
@@ -84,6 +91,9 @@ func (b *bat) resized(g ondisk.Geometry, offset, length int64) *bat {
 		n.entries[i] = atomic.LoadUint64(&b.entries[i])
 	}
 	copy(n.dirty, b.dirty)
+	for i := range min(len(b.bitmaps), len(n.bitmaps)) {
+		n.bitmaps[i].Store(b.bitmaps[i].Load())
+	}
 	return n
 }
 
@@ -93,6 +103,11 @@ func (im *Image) payload(block int64) ondisk.BATEntry {
 }
 
 func (b *bat) payload(block int64) ondisk.BATEntry { return b.at(b.payloadIndex(block)) }
+
+// present reports whether a payload block has space and some of its data in it.
+func present(e ondisk.BATEntry) bool {
+	return e.State() == ondisk.BlockFullyPresent || e.State() == ondisk.BlockPartiallyPresent
+}
 
 // payloadIndex is Geometry.PayloadIndex without its divisions.
 func (b *bat) payloadIndex(block int64) int64 { return block + block>>b.ratio }

@@ -3,8 +3,6 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
-
-	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
 // dataSeeker is a file that knows its holes.
@@ -17,31 +15,34 @@ type dataSeeker interface {
 // payload block has space, or those that have hold holes or zeros (read and
 // compared; holes are skipped where the filesystem tells them).
 func (im *Image) Blank() (bool, error) {
+	im = im.head()
 	pin := im.pins.enter()
 	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return false, err
 	}
-	size, err := im.f.Size()
-	if err != nil {
-		return false, err
-	}
-	b := im.bat.Load()
 	buf := alignedBytes(1 << 20)
-	for block := range b.geometry.PayloadBlocks() {
-		e := b.payload(block)
-		if e.State() != ondisk.BlockFullyPresent {
-			continue
+	for off, size := int64(0), im.size.Load(); off < size; {
+		at, err := im.find(off, size-off)
+		if err != nil {
+			return false, fmt.Errorf("%s: read at %#x: %w", im.name, off, err)
 		}
-		blank, err := im.blankRange(e.Offset(), min(e.Offset()+im.blockSize, size), buf)
-		if err != nil || !blank {
-			return false, err
+		if at.layer != nil {
+			if blank, err := at.layer.blankRange(at.off, at.off+at.n, buf); err != nil || !blank {
+				return false, err
+			}
 		}
+		off += at.n
 	}
 	return true, nil
 }
 
 func (im *Image) blankRange(off, end int64, buf []byte) (bool, error) {
+	size, err := im.f.Size()
+	if err != nil {
+		return false, err
+	}
+	end = min(end, size)
 	seeker, canSeek := im.f.(dataSeeker)
 	for off < end {
 		if canSeek {

@@ -10,6 +10,7 @@ import (
 // Flush makes every write that has returned survive a power cut (I-SYNC-1).
 // Flushes that come together share one commit.
 func (im *Image) Flush() error {
+	im = im.head()
 	if im.closed.Load() {
 		return fmt.Errorf("%s: %w", im.name, ErrClosed)
 	}
@@ -22,6 +23,9 @@ func (im *Image) Flush() error {
 	ticket := im.flushWanted.Add(1)
 	im.committing.Lock()
 	defer im.committing.Unlock()
+	if im.frozen.Load() {
+		return nil // a rotation has made all of it durable
+	}
 	if im.flushDone >= ticket {
 		return im.Poisoned() // a commit that began after this call has covered it
 	}
@@ -40,7 +44,8 @@ func (im *Image) commit() error {
 // commitLocked is the group commit: the dirty pages are copied, logged and
 // synced together with all payload written so far. One sync serves both: new
 // blocks lie in proven-zero space, so a power cut shows each unflushed sector
-// old or new, never foreign (a differencing image will sync its data first).
+// old or new, never foreign. A differencing image syncs its data first, see
+// logDirtyLayer: what is not on the medium would read zero there, not old.
 // Caller holds committing.
 func (im *Image) commitLocked() error {
 	if err := im.Poisoned(); err != nil {
@@ -79,6 +84,9 @@ func (im *Image) commitLocked() error {
 
 // logDirty writes log entries for all dirty pages of the BAT.
 func (im *Image) logDirty() error {
+	if im.metadata.params.HasParent {
+		return im.logDirtyLayer()
+	}
 	b := im.bat.Load()
 	dirty := b.takeDirty(nil)
 	for len(dirty) > 0 {

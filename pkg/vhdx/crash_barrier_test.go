@@ -51,6 +51,9 @@ var missing = map[string]directed{
 	"record a mapping before answering":                         {"journal", plain, 3},
 	"drop records after the commit":                             {"journal", plain, 3},
 	"announce FileWriteGuid to the journal":                     {"journal", plain, 3},
+	"sync data before logging its bits":                         {"child", plain, 5},
+	"log bits no later than the table":                          {"child and more than one entry", plain, 3},
+	"clear stale bits before they count":                        {"child and more than one entry", goingOn, 5},
 }
 
 // The harness proves itself: with any one barrier left out it must fail.

@@ -52,8 +52,9 @@ func (j *journal) Announce(present, next [16]byte) error {
 func (j *journal) Record(r vhdx.JournalRecord) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if r.Kind == vhdx.JournalMapped && j.file != nil {
-		j.checkPayload(int64(r.Value &^ 0xfffff))
+	bitmap := (int64(r.Entry)+1)%(512<<23/max(1, j.size)+1) == 0
+	if place := int64(r.Value &^ 0xfffff); r.Kind == vhdx.JournalMapped && j.file != nil && place > 0 && !bitmap {
+		j.checkPayload(place)
 	}
 	return j.ring.Record(r)
 }

@@ -244,6 +244,29 @@ func (s *session) checkClosed(file *vhdxtest.File) error {
 			return fmt.Errorf("closed: payload block %d at %#x: %w", block, place, err)
 		}
 	}
+	return checkPartial(file, l, check)
+}
+
+// checkPartial looks at the sectors that partially present blocks hold.
+func checkPartial(file *vhdxtest.File, l *vhdxtest.Layout, check func([]byte, int64) error) error {
+	for block, place := range l.Partial {
+		err := file.NonZero(place, place+l.BlockSize, func(off int64, data []byte) error {
+			for i := int64(0); i < int64(len(data)); i += l.SectorSize {
+				at := block*l.BlockSize + off + i - place
+				present, err := l.Present(file, at)
+				if err == nil && present {
+					err = check(data[i:i+l.SectorSize], at)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("closed: partial payload block %d at %#x: %w", block, place, err)
+		}
+	}
 	return nil
 }
 

@@ -31,16 +31,11 @@ func (w *run) model() *vhdxtest.Model { return w.session.model }
 // runWorkload does all of a workload and returns the first failure of it or of a cut.
 func (h *harness) runWorkload(kind *workload) error {
 	h.opts.GrowthStep = kind.growth
-	file := vhdxtest.NewFile(fmt.Sprintf("%s-%d.vhdx", kind.name, h.seed))
-	if _, err := vhdx.CreateOn(file, kind.create); err != nil {
-		return fmt.Errorf("create: %w", err)
-	}
-	model := vhdxtest.NewModel(h.seed, kind.create.Size)
-	s, err := newSession(file.Clone(), model, vhdxtest.NewObserved(kind.create.Size))
-	s.geometry = geometry{kind.create.BlockSize, kind.payload(), kind.sparse}
+	file, s, err := h.makeImage(kind)
 	if err != nil {
 		return err
 	}
+	s.geometry = geometry{kind.blockSize(), kind.payload(), kind.sparse}
 	w := &run{h: h, kind: kind, file: file, session: s}
 	w.seed(h.seed)
 	if err := w.open(nil); err != nil {
@@ -238,7 +233,7 @@ func (w *run) open(left *journal) error {
 				return err
 			}
 		}
-		left.file, left.size = w.file, w.kind.create.BlockSize
+		left.file, left.size = w.file, w.kind.blockSize()
 		o.Journal = left
 	}
 	w.session.journal = left
@@ -330,7 +325,7 @@ func (w *run) writerStep(r *rand.Rand, writer, k int64) error {
 	}
 	block := w.kind.blocks[k*int64(len(w.kind.blocks))/int64(w.kind.ops)]
 	piece := r.Int64N(16)*int64(w.kind.writers) + writer
-	off := block*w.kind.create.BlockSize + piece*4*kib
+	off := block*w.kind.blockSize() + piece*4*kib
 	c := w.model().Write(off, 512*(1+r.Int64N(8)))
 	_, err := w.im.WriteAt(c.Data, off)
 	c.Done(err)

@@ -25,6 +25,18 @@ type workload struct {
 	sparse    int   // of the steps that write payload only one in so many is cut
 	fills     []int // blocks that one fill after the other writes
 	journal   bool  // a kill loses nothing, at any step
+	// child, if set, is what is used: create then is its parent, in which each
+	// of the blocks has some data.
+	child *vhdx.ChildOptions
+	stale bool // the child's sector bitmaps are full of bits that mean nothing
+}
+
+// blockSize is that of the image that is used.
+func (k *workload) blockSize() int64 {
+	if k.child != nil {
+		return k.child.BlockSize
+	}
+	return k.create.BlockSize
 }
 
 type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill, trim, straggle int }
@@ -132,6 +144,34 @@ var workloads = []*workload{
 		maxIO:   8 * kib, ops: 60, images: 4, journal: true,
 	},
 	{
+		name:    "child",
+		create:  vhdx.CreateOptions{Size: 8*mib + 3*4096, BlockSize: mib},
+		child:   &vhdx.ChildOptions{BlockSize: 2 * mib},
+		growth:  mib,
+		blocks:  sequence(4, 1),
+		weights: weights{write: 10, rewrite: 4, zero: 2, discard: 2, flush: 5, reopen: 1, kill: 1},
+		maxIO:   64 * kib, ops: 60,
+	},
+	{
+		// Bits and blocks of many pages: one flush takes several entries.
+		name:    "child and more than one entry",
+		create:  vhdx.CreateOptions{Size: 64 * gib, BlockSize: 16 * mib},
+		child:   &vhdx.ChildOptions{BlockSize: mib},
+		growth:  256 * mib,
+		blocks:  sequence(100, 256),
+		weights: weights{fill: 1},
+		ops:     2, images: 6, sparse: 64, fills: []int{100, 40}, stale: true,
+	},
+	{
+		name:    "child and a journal",
+		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: 4 * mib},
+		child:   &vhdx.ChildOptions{BlockSize: mib},
+		growth:  256 * mib, // once, as above
+		blocks:  sequence(16, 1),
+		weights: weights{write: 12, rewrite: 2, zero: 2, flush: 3, kill: 1, reopen: 1},
+		maxIO:   8 * kib, ops: 60, images: 4, journal: true,
+	},
+	{
 		name:    "failing writes",
 		create:  vhdx.CreateOptions{Size: 12 * mib, BlockSize: mib},
 		growth:  2 * mib,
@@ -176,6 +216,9 @@ func sequenceFrom(first, n, step int64) []int64 {
 
 // payload is where the payload blocks begin, as long as the BAT does not move.
 func (k *workload) payload() int64 {
-	entries := (k.create.Size + k.create.BlockSize - 1) / k.create.BlockSize
+	entries := (k.create.Size + k.blockSize() - 1) / k.blockSize()
+	if k.stale {
+		return 3*mib + (entries*8+mib)/mib*mib + (k.create.Size+4*gib-1)/(4*gib)*mib // behind the bitmaps
+	}
 	return 3*mib + (entries*8+mib)/mib*mib
 }

@@ -35,6 +35,7 @@ func CreateOn(f File, o CreateOptions) (Created, error) {
 const (
 	createChunk    = 4 * ondisk.MiB // of zeros or BAT entries, written at once
 	createAllocate = 1 << 30        // reserved at once, so that Progress is told now and then
+	locatorRoom    = 128 << 10      // two paths of the greatest length
 )
 
 // creation is a CreateOn under way.
@@ -43,6 +44,10 @@ type creation struct {
 	o   CreateOptions // complete
 	buf []byte
 
+	link *parentLink // of a differencing image, or nil
+
+	metadata                                 []byte // table and items
+	metadataLength                           int64  // of the region
 	metadataOffset, batOffset, payloadOffset int64
 	geometry                                 ondisk.Geometry
 }
@@ -55,9 +60,13 @@ func (c *creation) run() error {
 	if size != 0 {
 		return fmt.Errorf("the file has %d bytes already: %w", size, ErrInvalid)
 	}
-	c.geometry = ondisk.Geometry{VirtualSize: c.o.Size, BlockSize: c.o.BlockSize, LogicalSectorSize: c.o.LogicalSectorSize}
+	c.geometry = ondisk.Geometry{VirtualSize: c.o.Size, BlockSize: c.o.BlockSize, LogicalSectorSize: c.o.LogicalSectorSize, HasParent: c.link != nil}
+	if c.metadata, err = c.encodeMetadata(); err != nil {
+		return err
+	}
+	c.metadataLength = roundUp(int64(len(c.metadata))+locatorRoom, ondisk.MiB)
 	c.metadataOffset = ondisk.HeaderSectionSize + c.o.LogSize
-	c.batOffset = c.metadataOffset + ondisk.MiB
+	c.batOffset = c.metadataOffset + c.metadataLength
 	c.payloadOffset = c.batOffset + c.geometry.BATLength()
 	for _, step := range []func() error{c.allocate, c.zeroMetadata, c.writeBAT, c.writeMetadata, c.writeRegions, c.f.Sync, c.writeHeaders, c.f.Sync} {
 		if err := step(); err != nil {
@@ -133,55 +142,65 @@ func (c *creation) writeBAT() error {
 	return nil
 }
 
-// writeMetadata writes the table and the items, which follow it in its order.
-func (c *creation) writeMetadata() error {
-	const itemsSize = ondisk.PageSize
-	b := alignedBytes(ondisk.MetadataTableSize + itemsSize)
-	items := []struct {
-		entry  ondisk.MetadataEntry
-		encode func(dst []byte)
-	}{
-		{
-			ondisk.MetadataEntry{Item: ondisk.ItemFileParameters, Length: ondisk.FileParametersSize},
-			ondisk.FileParameters{BlockSize: uint32(c.o.BlockSize), LeaveBlocksAllocated: c.o.Fixed}.Encode,
-		},
-		{
-			ondisk.MetadataEntry{Item: ondisk.ItemVirtualDiskSize, Length: ondisk.VirtualDiskSizeSize, VirtualDisk: true},
-			func(dst []byte) { ondisk.EncodeVirtualDiskSize(dst, c.o.Size) },
-		},
-		{
-			ondisk.MetadataEntry{Item: ondisk.ItemVirtualDiskID, Length: ondisk.VirtualDiskIDSize, VirtualDisk: true},
-			func(dst []byte) { ondisk.EncodeVirtualDiskID(dst, ondisk.NewGUID()) },
-		},
-		{
-			ondisk.MetadataEntry{Item: ondisk.ItemLogicalSectorSize, Length: ondisk.SectorSizeSize, VirtualDisk: true},
-			func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.LogicalSectorSize) },
-		},
-		{
-			ondisk.MetadataEntry{Item: ondisk.ItemPhysicalSectorSize, Length: ondisk.SectorSizeSize, VirtualDisk: true},
-			func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.PhysicalSectorSize) },
-		},
+// items lists the metadata items. The locator of a child stands last, with
+// room behind it for a longer one.
+func (c *creation) items() []metadataItem {
+	item := func(id ondisk.GUID, disk bool, size int, encode func(dst []byte)) metadataItem {
+		data := make([]byte, size)
+		encode(data)
+		return metadataItem{ondisk.MetadataEntry{Item: id, VirtualDisk: disk, Required: true}, data}
 	}
+	params := ondisk.FileParameters{BlockSize: uint32(c.o.BlockSize), LeaveBlocksAllocated: c.o.Fixed, HasParent: c.link != nil}
+	id := ondisk.NewGUID()
+	if c.link != nil {
+		id = c.link.diskID
+	}
+	all := []metadataItem{
+		item(ondisk.ItemFileParameters, false, ondisk.FileParametersSize, params.Encode),
+		item(ondisk.ItemVirtualDiskSize, true, ondisk.VirtualDiskSizeSize, func(dst []byte) { ondisk.EncodeVirtualDiskSize(dst, c.o.Size) }),
+		item(ondisk.ItemVirtualDiskID, true, ondisk.VirtualDiskIDSize, func(dst []byte) { ondisk.EncodeVirtualDiskID(dst, id) }),
+		item(ondisk.ItemLogicalSectorSize, true, ondisk.SectorSizeSize, func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.LogicalSectorSize) }),
+		item(ondisk.ItemPhysicalSectorSize, true, ondisk.SectorSizeSize, func(dst []byte) { ondisk.EncodeSectorSize(dst, c.o.PhysicalSectorSize) }),
+	}
+	if c.link == nil {
+		return all
+	}
+	locator := metadataItem{ondisk.MetadataEntry{Item: ondisk.ItemParentLocator, Required: true}, c.link.locator}
+	return append(append(all, c.link.items...), locator)
+}
+
+// encodeMetadata returns the table and the items, which follow it in its
+// order: what lies at the start of the metadata region.
+func (c *creation) encodeMetadata() ([]byte, error) {
+	b := make([]byte, ondisk.MetadataTableSize)
 	var table ondisk.MetadataTable
-	next := uint32(ondisk.MetadataTableSize)
-	for _, item := range items {
-		item.entry.Offset, item.entry.Required = next, true
-		item.encode(b[next:])
-		next += item.entry.Length
+	for _, item := range c.items() {
+		item.entry.Offset, item.entry.Length = uint32(len(b)), uint32(len(item.data))
+		if len(item.data) == 0 {
+			item.entry.Offset = 0
+		}
+		b = append(b, item.data...)
 		table.Entries = append(table.Entries, item.entry)
 	}
-	if err := table.Encode(b); err != nil {
-		return err
+	return b, table.Encode(b)
+}
+
+func (c *creation) writeMetadata() error {
+	for done := 0; done < len(c.metadata); done += len(c.buf) {
+		clear(c.buf)
+		n := copy(c.buf, c.metadata[done:])
+		if _, err := c.f.WriteAt(c.buf[:roundUp(n, ondisk.PageSize)], c.metadataOffset+int64(done)); err != nil {
+			return err
+		}
 	}
-	_, err := c.f.WriteAt(b, c.metadataOffset)
-	return err
+	return nil
 }
 
 // writeRegions writes both copies of the region table.
 func (c *creation) writeRegions() error {
 	table := ondisk.RegionTable{Regions: []ondisk.Region{
 		{ID: ondisk.RegionBAT, Offset: uint64(c.batOffset), Length: uint32(c.geometry.BATLength()), Required: true},
-		{ID: ondisk.RegionMetadata, Offset: uint64(c.metadataOffset), Length: ondisk.MiB, Required: true},
+		{ID: ondisk.RegionMetadata, Offset: uint64(c.metadataOffset), Length: uint32(c.metadataLength), Required: true},
 	}}
 	b := alignedBytes(ondisk.RegionTableSize)
 	if err := table.Encode(b); err != nil {

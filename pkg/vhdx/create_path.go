@@ -15,17 +15,22 @@ import (
 // nothing is left. A kill leaves nothing either where the filesystem can have
 // files without a name.
 func Create(path string, o CreateOptions) (Created, error) {
-	if _, err := os.Lstat(path); err == nil {
-		return Created{}, &os.PathError{Op: "create", Path: path, Err: fs.ErrExist}
-	}
 	if _, err := o.complete(); err != nil {
 		return Created{}, fmt.Errorf("create %s: %w", path, err)
+	}
+	return createPath(path, func(f File) (Created, error) { return CreateOn(f, o) })
+}
+
+// createPath gives what createOn writes the name path.
+func createPath(path string, createOn func(File) (Created, error)) (Created, error) {
+	if _, err := os.Lstat(path); err == nil {
+		return Created{}, &os.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	d, err := NewDraft(path)
 	if err != nil {
 		return Created{}, err
 	}
-	done, err := createDraft(d, o)
+	done, err := createDraft(d, createOn)
 	if err == nil {
 		err = d.Publish(false)
 	}
@@ -35,7 +40,7 @@ func Create(path string, o CreateOptions) (Created, error) {
 	return done, nil
 }
 
-func createDraft(d *Draft, o CreateOptions) (Created, error) {
+func createDraft(d *Draft, createOn func(File) (Created, error)) (Created, error) {
 	dup, err := d.Open()
 	if err != nil {
 		return Created{}, err
@@ -44,6 +49,6 @@ func createDraft(d *Draft, o CreateOptions) (Created, error) {
 	if err != nil {
 		return Created{}, errors.Join(err, dup.Close())
 	}
-	done, err := CreateOn(f, o)
+	done, err := createOn(f)
 	return done, errors.Join(err, f.Close())
 }

@@ -18,6 +18,7 @@ func (im *Image) WriteZeroes(off, n int64) error { return im.zero(off, n, false)
 func (im *Image) Discard(off, n int64) error { return im.zero(off, n, true) }
 
 func (im *Image) zero(off, n int64, discard bool) error {
+	im = im.head()
 	if err := im.usable(true); err != nil {
 		return err
 	}
@@ -25,13 +26,24 @@ func (im *Image) zero(off, n int64, discard bool) error {
 		return err
 	}
 	for end := off + n; off < end; {
-		piece := min(end-off, im.blockSize-off&(im.blockSize-1))
-		if err := im.zeroInBlock(off, piece, discard); err != nil {
-			return fmt.Errorf("%s: zero %#x bytes at %#x: %w", im.name, piece, off, err)
+		done, err := im.zeroNext(off, end-off, discard)
+		if err != nil {
+			return err
 		}
-		off += piece
+		off += done
 	}
 	return nil
+}
+
+// zeroNext zeroes the part of a range in its first block and returns its length.
+func (im *Image) zeroNext(off, n int64, discard bool) (int64, error) {
+	im, pin := im.enter()
+	defer im.pins.leave(pin)
+	n = min(n, im.blockSize-off&(im.blockSize-1))
+	if err := im.zeroInBlock(off, n, discard); err != nil {
+		return 0, fmt.Errorf("%s: zero %#x bytes at %#x: %w", im.name, n, off, err)
+	}
+	return n, nil
 }
 
 // zeroInBlock zeroes a range inside one block.
@@ -52,6 +64,10 @@ func (im *Image) zeroInBlock(off, n int64, discard bool) error {
 			err = im.zeroPiece(off, n, false)
 		}
 		return err
+	case ondisk.BlockNotPresent, ondisk.BlockPartiallyPresent:
+		if im.metadata.params.HasParent {
+			return im.zeroInChild(off, n, discard)
+		}
 	}
 	return nil
 }
@@ -66,7 +82,7 @@ func (im *Image) zeroPresent(off, n int64, discard bool) error {
 	}
 	state := ondisk.BlockUnmapped
 	switch {
-	case fixed || !covered(0, im.Size()):
+	case fixed || !covered(0, im.size.Load()):
 		return im.zeroPiece(off, n, discard && !fixed)
 	case !discard:
 		if done, err := im.zeroWhole(off, n); done || err != nil {
@@ -84,11 +100,10 @@ func (im *Image) zeroPresent(off, n int64, discard bool) error {
 // zeroWhole zeroes a block that keeps its space; done is false if that takes
 // writing.
 func (im *Image) zeroWhole(off, n int64) (done bool, err error) {
-	at, pin, ok := im.Pin(true, off, n)
-	if !ok {
-		return im.payload(off>>im.blockShift).State() != ondisk.BlockFullyPresent, im.usable(true)
+	at, ok := im.allocated(off)
+	if err := im.usable(true); !ok || err != nil {
+		return !ok, err
 	}
-	defer im.Unpin(pin)
 	length := roundUp(n, ioPage) // the block is longer
 	return im.zeroPages(at, length, false), nil
 }
@@ -141,14 +156,20 @@ func (im *Image) tryUnmap(block int64, state ondisk.BlockState, may mayUnmap) (d
 	return true, len(s.retired) >= retireMax, nil
 }
 
+// allocated returns where in the file a byte of the disk lies; ok is false if
+// its block has no space, and then reads zero. Caller has entered.
+func (im *Image) allocated(off int64) (at int64, ok bool) {
+	e := im.payload(off >> im.blockShift)
+	return e.Offset() + off&(im.blockSize-1), present(e)
+}
+
 // zeroPiece zeroes a range inside an allocated block: whole pages by the
 // filesystem where it can, the rest by writing.
 func (im *Image) zeroPiece(off, n int64, free bool) error {
-	at, pin, ok := im.Pin(true, off, n)
-	if !ok {
-		return im.usable(true)
+	at, ok := im.allocated(off)
+	if err := im.usable(true); !ok || err != nil {
+		return err
 	}
-	defer im.Unpin(pin)
 	first, last := roundUp(at, ioPage), (at+n)/ioPage*ioPage
 	if first >= last || !im.zeroPages(first, last-first, free) {
 		return im.writeZeros(at, at+n)

@@ -1,5 +1,5 @@
-// Package vhdx opens, creates and changes VHDX images (MS-VHDX 8.0): fixed and
-// dynamic, with 512 and 4096 byte logical sectors, crash-safe through the
+// Package vhdx opens, creates and changes VHDX images (MS-VHDX 8.0): fixed,
+// dynamic and differencing, with 512 and 4096 byte logical sectors, crash-safe through the
 // format's own log. It knows nothing of Kubernetes or of block devices.
 //
 // # Vocabulary
@@ -9,6 +9,11 @@
 // metadata; all but the headers change through the log. A session runs from
 // the first write after an open to Close. To commit is to log the changed
 // pages; to apply is to write the logged copies to their places.
+//
+// A differencing image is a layer: what it does not hold is its parent's. The
+// layers below an image are its chain, the one that is written is the head. A
+// block is partially present if its sector bitmap says which sectors the layer
+// holds.
 //
 // # The path of a write
 //
@@ -22,6 +27,12 @@
 //	Discard:          journal, mapping gone in memory, answer      whole blocks
 //	later:            (a flush) -> those inside have left -> punch
 //	                  -> (sync of a later flush) -> space is free
+//
+// In a differencing image a flush that has new blocks or bits to log syncs
+// twice:
+//
+//	copy dirty BAT and bitmap pages -> sync of the payload
+//	-> bitmap pages, then BAT pages in descending order, in the log -> sync, answer
 //
 // A power cut at any point shows each unflushed sector old or new, and all
 // flushed ones as flushed.
@@ -79,6 +90,23 @@
 //	I-JRN-3  FileWriteGuid tells the journal whether the file is still the one it
 //	         belongs to: the journal learns a new value before the file does.
 //	I-JRN-4  A poisoned image stays poisoned for the successor.
+//
+// Chains (chain.go, parents.go, registry.go, bitmap.go, partial.go, child.go):
+//
+//	I-CHAIN-1 A sector reads what the topmost layer that holds it says; a block
+//	          in the states 1, 2 and 3 reads zero, never the parent; where a
+//	          layer ends, so does all below it.
+//	I-CHAIN-2 A parent's DataWriteGuid is the one in its child's locator, or the
+//	          chain does not open.
+//	I-CHAIN-3 Nothing below a head is ever written, and no open file of it
+//	          lacks a lock that keeps writers away.
+//	I-CHAIN-4 No locator leads out of where the opener allows parents; no cycle,
+//	          and at most 256 images.
+//	I-CHAIN-5 A bit is logged only after its sector is durable; no block is in
+//	          the log as partially present before its bits and its chunk's
+//	          bitmap are.
+//	I-CHAIN-6 A block that becomes partially present begins with all its bits
+//	          clear.
 //
 // Mappings (resolve.go, bat.go, pins.go):
 //

@@ -30,6 +30,14 @@ var (
 	ErrInUse = errors.New("image is in use")
 	// ErrClosed: the image has been closed.
 	ErrClosed = errors.New("image is closed")
+	// ErrParentMissing: no path of the locator leads to a file. Always in a
+	// [*ParentError], as are the next two.
+	ErrParentMissing = errors.New("parent not found")
+	// ErrParentMismatch: the parent is not the image that the child was made of.
+	ErrParentMismatch = errors.New("parent is not the one its child was made of")
+	// ErrParentRefused: the locator leaves the place where parents may be, the
+	// chain is a cycle or too deep, or the caller allows no parents.
+	ErrParentRefused = errors.New("parent is refused")
 	// ErrJournalFull is what a [Journal] answers when a record does not fit.
 	ErrJournalFull = errors.New("volatile journal is full")
 )

@@ -17,21 +17,22 @@ import (
 // and a larger one takes its place -> sync -> BAT pages or region tables, and
 // the size, in the log -> sync.
 func (im *Image) Grow(size int64) error {
+	im = im.head()
 	if err := im.usable(true); err != nil {
 		return err
 	}
-	if err := im.checkGrow(size); err != nil || size == im.Size() {
+	if err := im.checkGrow(size); err != nil || size == im.size.Load() {
 		return err
 	}
-	if err := im.begin(); err != nil {
+	im, err := im.lockWritable()
+	if err != nil {
 		return err
 	}
-	im.committing.Lock()
 	defer im.committing.Unlock()
 	if err := im.usable(true); err != nil {
 		return err
 	}
-	if err := im.checkGrow(size); err != nil || size == im.Size() {
+	if err := im.checkGrow(size); err != nil || size == im.size.Load() {
 		return err // another Grow was first
 	}
 	return im.growLocked(size)
@@ -40,8 +41,8 @@ func (im *Image) Grow(size int64) error {
 func (im *Image) checkGrow(size int64) error {
 	lss := int64(im.LogicalSectorSize())
 	switch {
-	case size < im.Size():
-		return fmt.Errorf("%s: grow to %#x: the disk has %#x already: %w", im.name, size, im.Size(), ErrInvalid)
+	case size < im.size.Load():
+		return fmt.Errorf("%s: grow to %#x: the disk has %#x already: %w", im.name, size, im.size.Load(), ErrInvalid)
 	case size > ondisk.MaxVirtualSize:
 		return fmt.Errorf("%s: grow to %#x: at most 64 TiB: %w", im.name, size, ErrInvalid)
 	case size%lss != 0:
@@ -74,6 +75,11 @@ func (im *Image) growLocked(size int64) error {
 	}
 	if !moved { // a moved BAT holds them already
 		if err := im.logDirty(); err != nil {
+			return err
+		}
+	}
+	if moved {
+		if err := im.logBitmaps(); err != nil {
 			return err
 		}
 	}

@@ -34,7 +34,17 @@ type Image struct {
 	begun    atomic.Bool
 	poison   atomic.Pointer[error]
 	closed   atomic.Bool
-	pins     pins
+	pins     *pins // shared with the image that a rotation puts in this one's place
+
+	below     atomic.Pointer[chain] // what a differencing image lies on
+	unaligned sync.Mutex            // held over the read and the write of a part of a sector
+
+	// successor is the image that has taken this one's place. Of an image that
+	// was opened it is the newest; see Rotate.
+	successor atomic.Pointer[Image]
+	gate      atomic.Pointer[gate] // writes wait here while a rotation is under way
+	frozen    atomic.Bool          // it has been rotated away and is never written again
+	rotation  sync.Mutex           // one rotation, replacement of the parent or Close at a time; before pins and committing
 
 	space space
 
@@ -58,7 +68,7 @@ type Image struct {
 }
 
 // Size returns the virtual disk's size in bytes.
-func (im *Image) Size() int64 { return im.size.Load() }
+func (im *Image) Size() int64 { return im.head().size.Load() }
 
 // LogicalSectorSize returns 512 or 4096.
 func (im *Image) LogicalSectorSize() int { return im.metadata.logicalSectorSize }
@@ -71,6 +81,7 @@ func (im *Image) ReadOnly() bool { return im.opts.ReadOnly }
 
 // Poisoned returns the first failure that made the image refuse writes, or nil.
 func (im *Image) Poisoned() error {
+	im = im.head()
 	if p := im.poison.Load(); p != nil {
 		return *p
 	}
@@ -154,7 +165,7 @@ func (im *Image) usable(write bool) error {
 
 // checkRange refuses what reaches beyond the virtual disk.
 func (im *Image) checkRange(off, n int64) error {
-	if size := im.Size(); off < 0 || n < 0 || off > size || n > size-off {
+	if size := im.size.Load(); off < 0 || n < 0 || off > size || n > size-off {
 		return fmt.Errorf("%s: %d bytes at %#x of a disk of %#x: %w", im.name, n, off, size, ErrOutOfRange)
 	}
 	return nil

@@ -1,7 +1,6 @@
 package vhdx
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -14,6 +13,7 @@ import (
 // neither blocks nor allocates nor does I/O; ok false means that the request
 // goes through ReadAt or WriteAt. The mapping stays until Unpin(pin).
 func (im *Image) Pin(write bool, off, n int64) (fileOff int64, pin uint32, ok bool) {
+	im = im.head()
 	pin = im.pins.enter()
 	if fileOff, ok = im.locate(write, off, n); !ok {
 		im.pins.leave(pin)
@@ -33,8 +33,9 @@ func (im *Image) locate(write bool, off, n int64) (int64, bool) {
 	if (off+n-1)>>im.blockShift != block {
 		return 0, false
 	}
-	e := im.payload(block)
-	if e.State() != ondisk.BlockFullyPresent {
+	b := im.bat.Load()
+	e := b.payload(block)
+	if e.State() != ondisk.BlockFullyPresent && (e.State() != ondisk.BlockPartiallyPresent || !im.allPresent(b, off, n)) {
 		return 0, false
 	}
 	fileOff := e.Offset() + off&(im.blockSize-1)
@@ -56,12 +57,13 @@ func (im *Image) Descriptor() (fd, align int) {
 
 // ReadAt reads like [io.ReaderAt]; io.EOF at the end of the virtual disk.
 func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	im = im.head()
 	pin := im.pins.enter() // Close waits for those inside, and those after it see that it is closed
 	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return 0, err
 	}
-	size := im.Size()
+	size := im.size.Load()
 	if off < 0 || off > size {
 		return 0, im.checkRange(off, int64(len(p)))
 	}
@@ -70,7 +72,7 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 		p = p[:size-off]
 	}
 	for done := 0; done < len(p); {
-		n, err := im.readBlock(p[done:], off+int64(done))
+		n, err := im.readPiece(p[done:], off+int64(done))
 		done += n
 		if err != nil {
 			return done, fmt.Errorf("%s: read at %#x: %w", im.name, off+int64(done), err)
@@ -82,31 +84,24 @@ func (im *Image) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// readBlock reads up to the end of the block that off is in.
-func (im *Image) readBlock(p []byte, off int64) (int, error) {
-	inBlock := off & (im.blockSize - 1)
-	p = p[:min(int64(len(p)), im.blockSize-inBlock)]
-	e := im.payload(off >> im.blockShift)
-	if e.State() != ondisk.BlockFullyPresent {
+// readPiece reads as much as lies in one piece.
+func (im *Image) readPiece(p []byte, off int64) (int, error) {
+	at, err := im.find(off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	p = p[:at.n]
+	if at.layer == nil {
 		clear(p)
 		return len(p), nil
 	}
-	n, err := im.f.ReadAt(p, e.Offset()+inBlock)
-	switch {
-	case n == len(p):
-		return n, nil
-	case err != nil && !errors.Is(err, io.EOF):
-		return n, err
-	case e.Offset()+inBlock+int64(n) < im.fileEnd:
-		return n, io.ErrUnexpectedEOF // somebody has truncated the file under us
-	}
-	clear(p[n:]) // the file never had the end of this block
-	return len(p), nil
+	return at.layer.readPlace(p, at.off)
 }
 
 // WriteAt writes like [io.WriterAt]. What has been written reads back at once
 // and survives a power cut after the next Flush.
 func (im *Image) WriteAt(p []byte, off int64) (int, error) {
+	im = im.head()
 	pin := im.pins.enter()
 	fileOff, ok := im.locate(true, off, int64(len(p)))
 	if ok {
@@ -121,10 +116,46 @@ func (im *Image) WriteAt(p []byte, off int64) (int, error) {
 	if err := im.checkRange(off, int64(len(p))); err != nil {
 		return 0, err
 	}
+	im, pin, err := im.enterWrite()
+	if err != nil {
+		return 0, err
+	}
+	defer im.pins.leave(pin)
+	return im.writeInside(p, off)
+}
+
+// writeInside writes for a caller that has entered the image. The sectors at
+// both ends of a write to a differencing image, which has no bits for parts of
+// them, are completed.
+func (im *Image) writeInside(p []byte, off int64) (int, error) {
+	lss := int64(im.metadata.logicalSectorSize)
+	if !im.metadata.params.HasParent || (off|int64(len(p)))%lss == 0 {
+		return im.writeBlocks(p, off)
+	}
+	for done := 0; done < len(p); {
+		at := off + int64(done)
+		n := int64(len(p) - done)
+		var err error
+		if at%lss == 0 && n >= lss {
+			n -= n % lss
+			_, err = im.writeBlocks(p[done:done+int(n)], at)
+		} else {
+			n = min(n, lss-at%lss)
+			err = im.writeSectorPart(p[done:done+int(n)], at)
+		}
+		if err != nil {
+			return done, err
+		}
+		done += int(n)
+	}
+	return len(p), nil
+}
+
+func (im *Image) writeBlocks(p []byte, off int64) (int, error) {
 	var r Resolution
 	for done := 0; done < len(p); {
 		n := min(len(p)-done, int(im.blockSize-(off+int64(done))&(im.blockSize-1)))
-		if err := im.Resolve(true, off+int64(done), int64(n), &r); err != nil {
+		if err := im.resolve(true, im.pins.enter(), off+int64(done), int64(n), &r); err != nil {
 			return done, err
 		}
 		if err := im.writeResolved(p[done:done+n], &r); err != nil {
@@ -135,21 +166,44 @@ func (im *Image) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// writeSectorPart writes a part of a sector of a differencing image. Requests
+// in whole sectors that meet it in flight have no order with it.
+func (im *Image) writeSectorPart(p []byte, off int64) error {
+	im.unaligned.Lock()
+	defer im.unaligned.Unlock()
+	sector := make([]byte, im.metadata.logicalSectorSize)
+	skip := off % int64(len(sector))
+	if _, err := im.readPiece(sector, off-skip); err != nil { // a sector is in one piece
+		return err
+	}
+	copy(sector[skip:], p)
+	_, err := im.writeBlocks(sector, off-skip)
+	return err
+}
+
+// writeResolved writes p to the extents, which are those of the image that is
+// the head now.
 func (im *Image) writeResolved(p []byte, r *Resolution) error {
-	if im.opts.omit.has(orderDataThenMapping) {
-		at := r.Extents[0].FileOffset
+	early := im.opts.omit.has(orderDataThenMapping)
+	if early {
 		if err := r.Commit(); err != nil {
 			return err
 		}
-		_, err := im.f.WriteAt(p, at)
-		return err
 	}
-	if len(r.claims) > 0 {
+	if len(r.writes) > 0 {
 		deathpoint.Reach(deathpoint.BlockClaimed)
 	}
-	if _, err := im.f.WriteAt(p, r.Extents[0].FileOffset); err != nil {
-		r.Abort()
-		return err
+	for _, e := range r.Extents {
+		if _, err := r.im.f.WriteAt(p[:e.Length], e.FileOffset); err != nil {
+			if !early {
+				r.Abort()
+			}
+			return err
+		}
+		p = p[e.Length:]
+	}
+	if early {
+		return nil
 	}
 	err := r.Commit()
 	deathpoint.Reach(deathpoint.MappingPublished)

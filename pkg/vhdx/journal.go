@@ -58,7 +58,9 @@ type JournalRecord struct {
 	Seq  uint64
 	Kind JournalKind
 	// Entry is the index of the changed BAT entry, Value what it became
-	// (JournalMapped, JournalUnmapped).
+	// (JournalMapped, JournalUnmapped); or Entry is a logical sector of the
+	// disk, and so many from it on, Value, are in this file and not in the
+	// parent (JournalBits).
 	Entry uint64
 	Value uint64
 }
@@ -66,12 +68,13 @@ type JournalRecord struct {
 // JournalKind says what a [JournalRecord] changes.
 type JournalKind uint8
 
-// The kinds of record. Sector bitmap and head records join them with
-// differencing images.
+// The kinds of record. A block that becomes partially present has no sector
+// in its file before the JournalBits that follow.
 const (
-	JournalMapped   JournalKind = iota + 1 // a block has got space
+	JournalMapped   JournalKind = iota + 1 // a block, or a sector bitmap, has got space
 	JournalPoisoned                        // nothing is written any more
-	JournalUnmapped                        // a block has lost its space
+	JournalUnmapped                        // a block has lost its space, or its parent's data
+	JournalBits                            // sectors of a partially present block are there
 )
 
 // ErrTakenOver: somebody else has opened the image for writing since the
@@ -118,47 +121,92 @@ func (im *Image) inherit(b *bat, l *layout) error {
 		if err := im.checkRecord(b, r); err != nil {
 			return err
 		}
+		if r.Kind == JournalBits {
+			continue
+		}
 		last[r.Entry] = r
 		unmapped[r.Entry] = unmapped[r.Entry] || r.Kind == JournalUnmapped
 	}
 	for _, index := range slices.Sorted(maps.Keys(last)) {
-		r := last[index]
-		now, e := b.at(int64(index)), ondisk.BATEntry(r.Value)
-		if now == e {
-			continue // its log entry was durable already
+		if err := im.inheritEntry(b, l, last[index], unmapped[index]); err != nil {
+			return fmt.Errorf("%s: volatile journal, record %d: %w", im.name, last[index].Seq, err)
 		}
-		if now.State() == ondisk.BlockFullyPresent && !unmapped[index] {
-			return fmt.Errorf("%s: volatile journal, record %d: BAT entry %d is %#x already, not %#x: %w", im.name, r.Seq, r.Entry, uint64(now), r.Value, ErrInvalid)
+	}
+	return im.inheritBits(b)
+}
+
+// inheritEntry makes an entry of the table what its last record says.
+func (im *Image) inheritEntry(b *bat, l *layout, r JournalRecord, unmapped bool) error {
+	index := int64(r.Entry)
+	now, e := b.at(index), ondisk.BATEntry(r.Value)
+	// A partially present block becomes fully present where it is.
+	promoted := !b.geometry.IsBitmap(index) && now.State() == ondisk.BlockPartiallyPresent && now.Offset() == e.Offset()
+	switch {
+	case now == e:
+		return nil // its log entry was durable already
+	case promoted && e.State() == ondisk.BlockFullyPresent:
+		b.set(index, e)
+		return nil
+	case (present(now) || b.geometry.IsBitmap(index) && now != 0) && !unmapped:
+		return fmt.Errorf("BAT entry %d is %#x already, not %#x: %w", r.Entry, uint64(now), r.Value, ErrInvalid)
+	case now.Offset() > 0 && im.opts.omit.has(orderInheritedStay):
+		l.unmark(now.Offset(), im.blockSize)
+	case now.Offset() > 0:
+		im.space.retired = append(im.space.retired, extent{now.Offset(), im.blockSize})
+	}
+	if _, err := l.place(b.geometry, index, e); err != nil {
+		return err
+	}
+	b.set(index, e)
+	if b.geometry.IsBitmap(index) || e.State() != ondisk.BlockPartiallyPresent {
+		return nil
+	}
+	return im.changeBits(b, im.sectorsOf(b.geometry.BlockOf(index)*im.blockSize, im.blockSize), false)
+}
+
+// inheritBits marks what records say of sectors. A block becomes partially
+// present at most once, so the order of the two kinds of record is no matter.
+func (im *Image) inheritBits(b *bat) error {
+	for _, r := range im.inherited.Records {
+		if r.Kind != JournalBits {
+			continue
 		}
-		switch {
-		case now.Offset() > 0 && im.opts.omit.has(orderInheritedStay):
-			l.unmark(now.Offset(), im.blockSize)
-		case now.Offset() > 0:
-			im.space.retired = append(im.space.retired, extent{now.Offset(), im.blockSize})
+		if err := im.changeBits(b, sectors{int64(r.Entry), int64(r.Value)}, true); err != nil {
+			return err
 		}
-		if _, err := l.place(b.geometry, int64(index), e); err != nil {
-			return fmt.Errorf("%s: volatile journal, record %d: %w", im.name, r.Seq, err)
-		}
-		b.set(int64(index), e)
 	}
 	return nil
 }
 
 // checkRecord refuses what this package never recorded.
 func (im *Image) checkRecord(b *bat, r JournalRecord) error {
-	e := ondisk.BATEntry(r.Value)
-	ok := r.Entry < uint64(len(b.entries)) && !b.geometry.IsBitmap(int64(r.Entry))
+	e, g := ondisk.BATEntry(r.Value), b.geometry
+	ok := r.Entry < uint64(len(b.entries))
+	bitmap := ok && g.IsBitmap(int64(r.Entry))
 	switch r.Kind {
 	case JournalMapped:
-		ok = ok && e.State() == ondisk.BlockFullyPresent
+		ok = ok && (e.State() == ondisk.BlockFullyPresent && (!bitmap || g.HasParent) || // as is the state of a bitmap
+			e.State() == ondisk.BlockPartiallyPresent && !bitmap && g.HasParent)
 	case JournalUnmapped:
-		ok = ok && e.Offset() == 0 && (e.State() == ondisk.BlockUnmapped || e.State() == ondisk.BlockZero)
+		ok = ok && !bitmap && e.Offset() == 0 && (e.State() == ondisk.BlockUnmapped || e.State() == ondisk.BlockZero)
+	case JournalBits:
+		size := uint64(g.VirtualSize) / uint64(im.metadata.logicalSectorSize)
+		ok = g.HasParent && r.Entry <= size && r.Value <= size-r.Entry
 	default:
 		return fmt.Errorf("%s: volatile journal, record %d is of kind %d, which a newer program wrote: start that one: %w", im.name, r.Seq, r.Kind, ErrUnsupported)
 	}
 	if !ok {
 		return fmt.Errorf("%s: volatile journal, record %d: BAT entry %d cannot become %#x: %w", im.name, r.Seq, r.Entry, r.Value, ErrInvalid)
 	}
+	return nil
+}
+
+// changeBits marks bits at open: nobody else is there.
+func (im *Image) changeBits(b *bat, s sectors, set bool) error {
+	if err := im.loadBits(b, s); err != nil {
+		return err
+	}
+	im.markBits(b, s, set)
 	return nil
 }
 

@@ -65,6 +65,18 @@ func (l *layout) place(g ondisk.Geometry, index int64, e ondisk.BATEntry) (ondis
 	if e.OffsetMB() > maxFileSize/ondisk.MiB {
 		return 0, fmt.Errorf("%#x lies beyond any file", uint64(e))
 	}
+	if g.IsBitmap(index) && g.HasParent {
+		switch e.State() {
+		case ondisk.BitmapNotPresent:
+			return 0, nil
+		case ondisk.BitmapPresent:
+			if e.Offset() < ondisk.HeaderSectionSize {
+				return 0, errors.New("present, but without an offset")
+			}
+			return e, l.mark(e.Offset(), ondisk.BitmapBlockSize)
+		}
+		return 0, fmt.Errorf("state %d is none of a sector bitmap", e.State())
+	}
 	if g.IsBitmap(index) {
 		// Without a parent it has no meaning; images exist that set it.
 		if e.State() == ondisk.BitmapPresent && e.Offset() > 0 {
@@ -87,7 +99,10 @@ func (l *layout) place(g ondisk.Geometry, index int64, e ondisk.BATEntry) (ondis
 	case 5: // UNMAPPED of draft 0.95
 		return ondisk.MakeBATEntry(ondisk.BlockUnmapped, 0), nil
 	}
-	return 0, fmt.Errorf("state %d (%v) is not allowed in an image without a parent", e.State(), e.State())
+	if e.State() == ondisk.BlockPartiallyPresent && g.HasParent {
+		return e, l.markPayload(e.Offset(), g.BlockSize)
+	}
+	return 0, fmt.Errorf("state %d (%v) is not allowed in an image whose HasParent is %v", e.State(), e.State(), g.HasParent)
 }
 
 // markPayload claims a block's space. Of the last block in the file the end may be missing

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -16,12 +17,14 @@ type metadata struct {
 	virtualSizeAt      int64 // offset of the item in the file
 	logicalSectorSize  int
 	physicalSectorSize int
+	locator            ondisk.ParentLocator // of a differencing image
+	locatorIndex       int                  // in table.Entries, or -1
 }
 
 // loadMetadata reads the table and the items this package understands. An
 // unknown item is left alone unless it is required.
 func loadMetadata(f File, r ondisk.Region) (metadata, error) {
-	m := metadata{region: r}
+	m := metadata{region: r, locatorIndex: -1}
 	base := int64(r.Offset)
 	buf := make([]byte, ondisk.MetadataTableSize)
 	if err := readFull(f, buf, base); err != nil {
@@ -33,9 +36,12 @@ func loadMetadata(f File, r ondisk.Region) (metadata, error) {
 	}
 	decoders := m.decoders()
 	found := 0
-	for _, e := range m.table.Entries {
+	for i, e := range m.table.Entries {
 		if e.User {
 			continue
+		}
+		if e.Item == ondisk.ItemParentLocator {
+			m.locatorIndex = i
 		}
 		decode, known := decoders[e.Item]
 		switch {
@@ -53,7 +59,10 @@ func loadMetadata(f File, r ondisk.Region) (metadata, error) {
 	if found != len(decoders) {
 		return m, m.missing(f, decoders)
 	}
-	return m, m.check(f)
+	if err := m.check(f); err != nil {
+		return m, err
+	}
+	return m, m.loadLocator(f)
 }
 
 type itemDecoder func(b []byte, at int64) error
@@ -117,8 +126,32 @@ func (m *metadata) check(f File) error {
 	if m.virtualSize%int64(m.logicalSectorSize) != 0 {
 		return corrupt(f, "Virtual Disk Size", m.virtualSizeAt, fmt.Errorf("%#x is no multiple of the logical sector size %d", m.virtualSize, m.logicalSectorSize))
 	}
-	if m.params.HasParent {
-		return fmt.Errorf("%s: a differencing image: %w", f.Name(), ErrUnsupported)
+	return nil
+}
+
+// loadLocator reads the item that names the parent, if there is one.
+func (m *metadata) loadLocator(f File) error {
+	if !m.params.HasParent {
+		return nil // a locator without HasParent means nothing
+	}
+	if m.locatorIndex < 0 {
+		return corrupt(f, "metadata table", int64(m.region.Offset), errors.New("a differencing image without a parent locator"))
+	}
+	e := m.table.Entries[m.locatorIndex]
+	at := int64(m.region.Offset) + int64(e.Offset)
+	b := make([]byte, e.Length)
+	if err := readFull(f, b, at); err != nil {
+		return corruptRead(f, "Parent Locator", at, err)
+	}
+	var err error
+	if m.locator, err = ondisk.DecodeParentLocator(b); err != nil {
+		return corrupt(f, "Parent Locator", at, err)
+	}
+	if m.locator.Type != ondisk.LocatorTypeVHDX {
+		return fmt.Errorf("%s: parent locator of type %v: %w", f.Name(), m.locator.Type, ErrUnsupported)
+	}
+	if err := m.locator.Check(); err != nil {
+		return corrupt(f, "Parent Locator", at, err)
 	}
 	return nil
 }

@@ -39,10 +39,10 @@ func OpenPath(path string, o OpenOptions) (*Image, error) {
 // A dirty log is replayed to disk, or applied in memory when o.ReadOnly. A
 // writable open changes nothing else until the first write.
 func Open(f File, o OpenOptions) (*Image, error) {
-	im := &Image{f: f, name: f.Name(), opts: o}
+	im := &Image{f: f, name: f.Name(), opts: o, pins: new(pins)}
 	if err := im.open(); err != nil {
 		im.background.Wait()
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, f.Close(), im.releaseChain())
 	}
 	return im, nil
 }
@@ -54,6 +54,9 @@ func (im *Image) open() error {
 	}
 	if size > maxFileSize {
 		return fmt.Errorf("%s: %#x bytes long, at most %#x are accepted: %w", im.name, size, int64(maxFileSize), ErrUnsupported)
+	}
+	if im.opts.NoParents && !im.opts.ReadOnly {
+		return fmt.Errorf("%s: a writable open without its parents: %w", im.name, ErrInvalid)
 	}
 	im.fileEnd = size
 	im.growthStep = roundUp(max(im.opts.GrowthStep, 0), ondisk.MiB)
@@ -82,6 +85,9 @@ func (im *Image) open() error {
 	im.blockShift = uint(bits.TrailingZeros32(im.metadata.params.BlockSize))
 	im.size.Store(im.metadata.virtualSize)
 	if err := im.loadBAT(); err != nil {
+		return err
+	}
+	if err := im.openChain(); err != nil {
 		return err
 	}
 	return im.resume()
@@ -176,8 +182,11 @@ func (im *Image) loadBAT() error {
 	if err := im.readEntries(b, layout); err != nil {
 		return err
 	}
-	im.space.pending = map[int64]*claim{}
+	im.space.pending, im.space.bitmaps, im.space.dirtyBits = map[int64]*claim{}, map[int64]int64{}, map[int64]struct{}{}
 	if err := im.inherit(b, layout); err != nil {
+		return err
+	}
+	if err := im.checkBitmaps(b); err != nil {
 		return err
 	}
 	im.bat.Store(b)
@@ -195,8 +204,26 @@ func (im *Image) loadBAT() error {
 func (im *Image) checkOverlay(o *overlayFile, b *bat) error {
 	for block := range b.geometry.PayloadBlocks() {
 		e := b.payload(block)
-		if e.State() == ondisk.BlockFullyPresent && o.touches(e.Offset(), e.Offset()+im.blockSize) {
+		if present(e) && o.touches(e.Offset(), e.Offset()+im.blockSize) {
 			return corrupt(im.f, "log", int64(im.headers.current.LogOffset), fmt.Errorf("it changes payload block %d", block))
+		}
+	}
+	return nil
+}
+
+// checkBitmaps: a block that is partially present needs its chunk's sector bitmap.
+func (im *Image) checkBitmaps(b *bat) error {
+	if !b.geometry.HasParent {
+		return nil
+	}
+	for block := range b.geometry.PayloadBlocks() {
+		if b.payload(block).State() != ondisk.BlockPartiallyPresent {
+			continue
+		}
+		index := b.geometry.BitmapIndex(block / b.geometry.ChunkRatio())
+		if b.at(index).State() != ondisk.BitmapPresent {
+			return corrupt(im.f, fmt.Sprintf("BAT entry %d", index), b.offset+index*ondisk.BATEntrySize,
+				fmt.Errorf("no sector bitmap, and payload block %d is partially present", block))
 		}
 	}
 	return nil
@@ -248,13 +275,13 @@ func (im *Image) newLayout() (*layout, error) {
 
 // Info describes the image.
 func (im *Image) Info() Info {
-	im.committing.Lock()
+	im = im.lockHead()
 	defer im.committing.Unlock()
 	b := im.bat.Load()
 	m := &im.metadata
 	info := Info{
 		File: im.name, Creator: im.identifier.Creator,
-		VirtualSize: im.Size(), BlockSize: im.blockSize,
+		VirtualSize: im.size.Load(), BlockSize: im.blockSize,
 		LogicalSectorSize: m.logicalSectorSize, PhysicalSectorSize: m.physicalSectorSize,
 		Fixed: m.params.LeaveBlocksAllocated, HasParent: m.params.HasParent,
 		LogSize: int64(im.headers.current.LogLength), DiskID: m.diskID.String(),
@@ -264,7 +291,7 @@ func (im *Image) Info() Info {
 	}
 	info.FileSize, _ = im.f.Size() // the description of an open image must not fail
 	for block := range info.PayloadBlocks {
-		if b.payload(block).State() == ondisk.BlockFullyPresent {
+		if present(b.payload(block)) {
 			info.AllocatedBlocks++
 		}
 	}

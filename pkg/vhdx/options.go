@@ -13,8 +13,17 @@ type OpenOptions struct {
 	// to whole MiB and at least one block. 0: 64 MiB.
 	GrowthStep int64
 
-	omit     barriers // test switch: barriers that are left out
-	noTimers bool     // test switch: nothing happens but on a call
+	// Parents opens what a differencing image refers to; see [ParentsIn]. Nil:
+	// differencing images are refused.
+	Parents ParentOpener
+	// NoParents opens a differencing image without what is below it: reads of
+	// what it does not hold itself fail. Only with ReadOnly.
+	NoParents bool
+
+	omit     barriers   // test switch: barriers that are left out
+	noTimers bool       // test switch: nothing happens but on a call
+	trail    []FileID   // of the images that this one is below of; nil: of none
+	rotating *parentRef // the parent, which is open already
 }
 
 // CreateOptions says what to create. Zero means: the default.

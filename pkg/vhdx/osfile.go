@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,7 @@ type OSFile struct {
 	bounce sync.Pool
 	pages  [64]sync.Mutex // by page number; held over the read and the write of one partial page
 	syncs  atomic.Int64
+	id     FileID
 }
 
 // NewOSFile takes f over, a regular file opened for reading and, unless
@@ -54,6 +56,9 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 		return nil, fmt.Errorf("%s: not a regular file (%v): %w", f.Name(), st.Mode().Type(), ErrInvalid)
 	}
 	of := &OSFile{f: f, fd: int(f.Fd()), align: 1}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		of.id = FileID{sys.Dev, sys.Ino}
+	}
 	of.bounce.New = func() any { b := alignedBytes(bounceSize); return &b }
 	if !o.NoLock {
 		if err := of.lock(!o.ReadOnly); err != nil {
@@ -330,6 +335,9 @@ func (f *OSFile) NextHole(off, end int64) (int64, error) {
 // Descriptor returns the file descriptor that all I/O uses and the alignment
 // that I/O on it must keep.
 func (f *OSFile) Descriptor() (fd, align int) { return f.fd, f.align }
+
+// Identity implements [Identified].
+func (f *OSFile) Identity() FileID { return f.id }
 
 // Close releases the lock and closes the file.
 func (f *OSFile) Close() error { return f.f.Close() }

@@ -76,7 +76,7 @@ func (im *Image) commitRetired() {
 	im.space.mu.Lock()
 	n := len(im.space.retired)
 	im.space.mu.Unlock()
-	if n > 0 && !im.closed.Load() {
+	if n > 0 && !im.closed.Load() && !im.frozen.Load() {
 		_ = im.commitLocked()
 	}
 }

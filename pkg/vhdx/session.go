@@ -20,7 +20,7 @@ func (im *Image) begin() error {
 	}
 	im.committing.Lock()
 	defer im.committing.Unlock()
-	if im.begun.Load() {
+	if im.begun.Load() || im.frozen.Load() {
 		return nil
 	}
 	if err := im.usable(true); err != nil {
@@ -151,6 +151,13 @@ func (im *Image) scrub() error {
 // The file is closed in any case. After a failure the log is still there and
 // the next open replays it.
 func (im *Image) Close() error {
+	im.rotation.Lock()
+	defer im.rotation.Unlock()
+	return im.head().closeSelf()
+}
+
+// closeSelf is Close of this very image, whatever has taken its place.
+func (im *Image) closeSelf() error {
 	if im.closed.Swap(true) {
 		return fmt.Errorf("%s: %w", im.name, ErrClosed)
 	}
@@ -165,10 +172,18 @@ func (im *Image) Close() error {
 	} else if err == nil && im.headers.unsynced {
 		err = im.sync(syncClosed)
 	}
-	return errors.Join(err, im.f.Close())
+	return errors.Join(err, im.f.Close(), im.releaseChain())
 }
 
+// endSession leaves the file clean. Caller holds committing.
 func (im *Image) endSession() error {
+	if err := im.settleFile(); err != nil || im.opts.Journal == nil {
+		return err
+	}
+	return im.opts.Journal.Reset()
+}
+
+func (im *Image) settleFile() error {
 	if err := im.commitLocked(); err != nil {
 		return err
 	}
@@ -194,10 +209,8 @@ func (im *Image) endSession() error {
 	if err := im.sync(syncClosed); err != nil {
 		return err
 	}
-	if im.opts.Journal == nil {
-		return nil
-	}
-	return im.opts.Journal.Reset()
+	im.headers.unsynced = false
+	return nil
 }
 
 // usedEnd is where the last structure of the file ends.

@@ -31,6 +31,10 @@ type space struct {
 	reclaiming bool        // guarded by mu; the reclaimer runs
 	unused     []extent    // guarded by mu; nothing refers to it, but requests under way may; the reclaimer's
 	punched    []extent    // guarded by mu; zero, and durably so after the next sync
+
+	// Of a differencing image:
+	bitmaps   map[int64]int64    // guarded by mu; by chunk, space for sector bitmaps that are not in the table yet
+	dirtyBits map[int64]struct{} // guarded by mu; numbers of bitmap pages to be logged
 }
 
 // growth is one extension of the file.
@@ -139,7 +143,7 @@ func (im *Image) claimBlock(block int64) (*claim, error) {
 			s.mu.Unlock()
 			return c, nil
 		}
-		if im.payload(block).State() == ondisk.BlockFullyPresent {
+		if present(im.payload(block)) {
 			s.mu.Unlock()
 			return nil, nil
 		}
@@ -150,7 +154,7 @@ func (im *Image) claimBlock(block int64) (*claim, error) {
 			return nil, fmt.Errorf("%s: allocate payload block %d: %w", im.name, block, err)
 		}
 		s.mu.Lock()
-		if s.pending[block] == nil && im.payload(block).State() != ondisk.BlockFullyPresent {
+		if s.pending[block] == nil && !present(im.payload(block)) {
 			c := &claim{block: block, off: off, users: 1}
 			s.pending[block] = c
 			s.mu.Unlock()
@@ -161,54 +165,56 @@ func (im *Image) claimBlock(block int64) (*claim, error) {
 	}
 }
 
-// publish makes a claim's mapping visible: journal, then memory (I-MAP-1). The
+// publish makes a write's mapping visible: journal, then memory (I-MAP-1). The
 // payload has been written.
-func (im *Image) publish(c *claim) error {
+func (im *Image) publish(w *written) error {
 	for {
-		err := im.tryPublish(c)
-		if err == nil || !isJournalFull(err) {
-			return err
+		err := im.tryPublish(w)
+		if err == nil {
+			return nil
 		}
-		if err := im.commit(); err != nil {
-			im.abandon(c)
+		if isJournalFull(err) {
+			err = im.commit()
+		}
+		if err != nil {
+			im.abandon(w)
 			return err
 		}
 	}
 }
 
-func (im *Image) tryPublish(c *claim) error {
+func (im *Image) tryPublish(w *written) error {
 	s := &im.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !c.published {
-		b := im.bat.Load()
-		index := b.payloadIndex(c.block)
-		entry := ondisk.MakeBATEntry(ondisk.BlockFullyPresent, c.off)
-		deathpoint.Reach(deathpoint.PayloadWritten)
-		if err := im.record(JournalRecord{Kind: JournalMapped, Entry: uint64(index), Value: uint64(entry)}); err != nil {
-			if !isJournalFull(err) {
-				im.drop(c)
-			}
+	b := im.bat.Load()
+	if c := w.claim; c != nil && !c.published {
+		if err := im.publishNew(b, w); err != nil {
 			return err
 		}
-		deathpoint.Reach(deathpoint.MappingRecorded)
-		if anchor := b.at(index).Offset(); anchor > 0 {
-			im.retire(extent{anchor, im.blockSize}) // of an UNMAPPED or UNDEFINED block
-		}
-		b.set(index, entry)
 		c.published = true
 		delete(s.pending, c.block)
 	}
-	c.users--
+	if im.metadata.params.HasParent {
+		if err := im.publishBits(b, w); err != nil {
+			return err
+		}
+	}
+	if w.claim != nil {
+		w.claim.users--
+	}
 	return nil
 }
 
 // abandon gives a claim up after a failed write. Space that nobody published
 // may hold anything now and is tainted (I-SPACE-3).
-func (im *Image) abandon(c *claim) {
+func (im *Image) abandon(w *written) {
+	if w.claim == nil {
+		return // what it wrote no bit shows
+	}
 	im.space.mu.Lock()
 	defer im.space.mu.Unlock()
-	im.drop(c)
+	im.drop(w.claim)
 }
 
 // drop removes one user of c. Caller holds space.mu.

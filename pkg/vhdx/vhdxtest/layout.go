@@ -25,7 +25,7 @@ type Header struct {
 // Clean reports whether the log is empty.
 func (h *Header) Clean() bool { return h.Log == [16]byte{} }
 
-// Layout is where everything lies in a clean image without a parent.
+// Layout is where everything lies in a clean image.
 type Layout struct {
 	Header      Header
 	FileSize    int64
@@ -35,8 +35,25 @@ type Layout struct {
 	BlockSize   int64
 	SectorSize  int64
 	Fixed       bool
-	// Blocks are the file offsets of the allocated payload blocks by number.
-	Blocks map[int64]int64
+	HasParent   bool
+	// Blocks are the file offsets of the allocated payload blocks by number,
+	// Partial those of the partially present ones, Bitmaps those of the sector
+	// bitmaps by chunk.
+	Blocks, Partial, Bitmaps map[int64]int64
+}
+
+// ratio is the number of payload blocks in a chunk.
+func (l *Layout) ratio() int64 { return (l.SectorSize << 23) / l.BlockSize }
+
+// Present reports whether the sector at an offset of the virtual disk, in a
+// partially present block, is in the file.
+func (l *Layout) Present(r io.ReaderAt, off int64) (bool, error) {
+	sector := off / l.SectorSize
+	var b [1]byte
+	if _, err := r.ReadAt(b[:], l.Bitmaps[sector>>23]+sector%(1<<23)/8); err != nil {
+		return false, fmt.Errorf("read sector bitmap: %w", err)
+	}
+	return b[0]>>(sector%8)&1 != 0, nil
 }
 
 // Headers returns the valid headers of an image, the current one first.
@@ -159,7 +176,7 @@ func (l *Layout) readMetadata(f *File) error {
 		switch [16]byte(e) {
 		case itemParameters:
 			l.BlockSize = int64(binary.LittleEndian.Uint32(item))
-			l.Fixed = item[4]&1 != 0
+			l.Fixed, l.HasParent = item[4]&1 != 0, item[4]&2 != 0
 		case itemSize:
 			l.VirtualSize = int64(binary.LittleEndian.Uint64(item))
 		case itemSector:
@@ -174,10 +191,13 @@ func (l *Layout) readMetadata(f *File) error {
 
 // readBAT skips the holes of the table, which are entries of zero.
 func (l *Layout) readBAT(f *File) error {
-	l.Blocks = map[int64]int64{}
-	ratio := (l.SectorSize << 23) / l.BlockSize
+	l.Blocks, l.Partial, l.Bitmaps = map[int64]int64{}, map[int64]int64{}, map[int64]int64{}
+	ratio := l.ratio()
 	blocks := (l.VirtualSize + l.BlockSize - 1) / l.BlockSize
 	entries := blocks + (blocks-1)/ratio
+	if l.HasParent {
+		entries = (blocks + ratio - 1) / ratio * (ratio + 1)
+	}
 	if entries*8 > l.BAT.N {
 		return fmt.Errorf("BAT of %#x bytes is too short for %d entries", l.BAT.N, entries)
 	}
@@ -201,10 +221,14 @@ func (l *Layout) addEntry(index, ratio int64, e uint64) error {
 	switch {
 	case e&0xffff8 != 0:
 		return fmt.Errorf("BAT entry %d is %#x: reserved bits", index, e)
+	case (index+1)%(ratio+1) == 0 && l.HasParent && state == 6 && at != 0:
+		l.Bitmaps[index/(ratio+1)] = at
 	case (index+1)%(ratio+1) == 0:
 		return fmt.Errorf("BAT entry %d is %#x: a sector bitmap without a parent", index, e)
 	case state == 6 && at != 0:
 		l.Blocks[index-index/(ratio+1)] = at
+	case state == 7 && at != 0 && l.HasParent:
+		l.Partial[index-index/(ratio+1)] = at
 	case state > 3 || at != 0:
 		return fmt.Errorf("BAT entry %d is %#x", index, e)
 	}
@@ -233,6 +257,15 @@ func (l *Layout) checkOverlap() error {
 	for block, at := range l.Blocks {
 		err = errors.Join(err, add(fmt.Sprintf("payload block %d", block), Extent{at, l.BlockSize}))
 	}
+	for block, at := range l.Partial {
+		err = errors.Join(err, add(fmt.Sprintf("partial payload block %d", block), Extent{at, l.BlockSize}))
+		if l.Bitmaps[block/l.ratio()] == 0 {
+			err = errors.Join(err, fmt.Errorf("payload block %d is partially present and its chunk has no sector bitmap", block))
+		}
+	}
+	for chunk, at := range l.Bitmaps {
+		err = errors.Join(err, add(fmt.Sprintf("sector bitmap %d", chunk), Extent{at, mib}))
+	}
 	return err
 }
 
@@ -240,8 +273,13 @@ func (l *Layout) checkOverlap() error {
 // unused tail.
 func (l *Layout) End() int64 {
 	end := max(l.Header.LogOffset+l.Header.LogLength, l.BAT.Off+l.BAT.N, l.Metadata.Off+l.Metadata.N)
-	for _, at := range l.Blocks {
-		end = max(end, at+l.BlockSize)
+	for _, blocks := range []map[int64]int64{l.Blocks, l.Partial} {
+		for _, at := range blocks {
+			end = max(end, at+l.BlockSize)
+		}
+	}
+	for _, at := range l.Bitmaps {
+		end = max(end, at+mib)
 	}
 	return end
 }

@@ -135,3 +135,43 @@ func (l ParentLocator) Encode() ([]byte, error) {
 	}
 	return b, nil
 }
+
+// LocatorPaths are the keys of paths, in the order in which they are tried.
+var LocatorPaths = [...]string{LocatorRelativePath, LocatorVolumePath, LocatorAbsoluteWin32Path}
+
+// Linkage returns the DataWriteGuids that the parent may have; second is zero
+// but while a merge is under way.
+func (l ParentLocator) Linkage() (first, second GUID, err error) {
+	text, ok := l.Value(LocatorParentLinkage)
+	if !ok {
+		return first, second, errf("Parent Locator", 0, "no %s", LocatorParentLinkage)
+	}
+	if first, err = ParseGUID(text); err != nil {
+		return first, second, errf("Parent Locator", 0, "%s: %v", LocatorParentLinkage, err)
+	}
+	if text, ok = l.Value(LocatorParentLinkage2); ok {
+		if second, err = ParseGUID(text); err != nil {
+			return first, second, errf("Parent Locator", 0, "%s: %v", LocatorParentLinkage2, err)
+		}
+	}
+	return first, second, nil
+}
+
+// Check refuses a locator that names no parent in a way this package knows.
+func (l ParentLocator) Check() error {
+	if l.Type != LocatorTypeVHDX {
+		return errf("Parent Locator", 0, "type %v is not known", l.Type)
+	}
+	if _, _, err := l.Linkage(); err != nil {
+		return err
+	}
+	for _, key := range LocatorPaths {
+		if _, ok := l.Value(key); ok {
+			return nil
+		}
+	}
+	return errf("Parent Locator", 0, "no path to the parent")
+}
+
+// FormatLinkage is the text of a GUID in a locator: braces, lower case.
+func FormatLinkage(g GUID) string { return "{" + g.String() + "}" }

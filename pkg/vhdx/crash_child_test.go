@@ -1,0 +1,91 @@
+package vhdx_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
+)
+
+// makeImage creates the image that a workload uses, and its session.
+func (h *harness) makeImage(kind *workload) (*vhdxtest.File, *session, error) {
+	file := vhdxtest.NewFile(fmt.Sprintf("%s-%d.vhdx", kind.name, h.seed))
+	if _, err := vhdx.CreateOn(file, kind.create); err != nil {
+		return nil, nil, fmt.Errorf("create: %w", err)
+	}
+	model := vhdxtest.NewModel(h.seed, kind.create.Size)
+	seen := vhdxtest.NewObserved(kind.create.Size)
+	if kind.child != nil {
+		var err error
+		if file, model, seen, err = h.makeChild(kind, file, model); err != nil {
+			return nil, nil, fmt.Errorf("create a child: %w", err)
+		}
+	}
+	s, err := newSession(file.Clone(), model, seen)
+	return file, s, err
+}
+
+// makeChild writes something to each of the workload's blocks in the parent,
+// and creates its child. What the child shows is the start of the model.
+func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxtest.Model) (*vhdxtest.File, *vhdxtest.Model, *vhdxtest.Observed, error) {
+	im, err := vhdx.Open(parent, vhdx.OpenOptions{GrowthStep: kind.growth})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	r := rand.New(rand.NewPCG(h.seed, 2))
+	for _, block := range kind.blocks {
+		off := min(block*kind.blockSize()+r.Int64N(8)*4096, im.Size()-32*kib)
+		if kind.fills != nil {
+			off = (block + 1) * kind.blockSize() // the first fill goes there
+		}
+		c := model.Write(off, 512*(1+r.Int64N(64)))
+		_, err := im.WriteAt(c.Data, off)
+		c.Done(err)
+	}
+	flushed := model.Flush()
+	err = im.Close()
+	flushed(err)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	h.opts.Parents = memParents{parent.Name(): parent.Clone()}
+	parent.Reopen()
+	if im, err = vhdx.Open(parent, vhdx.OpenOptions{ReadOnly: true}); err != nil {
+		return nil, nil, nil, err
+	}
+	child := vhdxtest.NewFile("child of " + parent.Name())
+	o := *kind.child
+	o.RelativePath = parent.Name()
+	_, err = im.CreateChildOn(child, o)
+	seen, _, err2 := observe(im, model, model.Touched(readSize))
+	if kind.stale {
+		err = errors.Join(err, staleBits(child))
+	}
+	return child, model, seen, errors.Join(err, err2, im.Close())
+}
+
+// staleBits gives each chunk a sector bitmap full of ones, which mean nothing
+// as long as no block is partially present.
+func staleBits(file *vhdxtest.File) error {
+	l, err := vhdxtest.ReadLayout(file)
+	if err != nil {
+		return err
+	}
+	ratio := l.SectorSize << 23 / l.BlockSize
+	ones := bytes.Repeat([]byte{0xff}, int(mib))
+	place := l.End()
+	for chunk := range (l.VirtualSize + ratio*l.BlockSize - 1) / (ratio * l.BlockSize) {
+		entry := binary.LittleEndian.AppendUint64(nil, uint64(place)|6)
+		_, err := file.WriteAt(ones, place)
+		_, err2 := file.WriteAt(entry, l.BAT.Off+8*((chunk+1)*ratio+chunk))
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		place += mib
+	}
+	return file.Sync()
+}
