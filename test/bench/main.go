@@ -5,6 +5,7 @@
 //
 // Measurements of the three are interleaved, round by round, because machines
 // drift; a ratio compares figures of one round, and the median round counts.
+// After them it compares this project with and without its volatile journal.
 package main
 
 import (
@@ -33,22 +34,24 @@ type options struct {
 	rounds  int
 	seconds float64
 	flushes int
+	journal int
 	only    string
 	calm    time.Duration
 }
 
 func main() {
 	helper.RunIfHelper(fuseloop.Commands()...)
-	if len(os.Args) == 3 && os.Args[1] == "serve" {
-		exit(serve(os.Args[2]))
+	if len(os.Args) == 3 && (os.Args[1] == "serve" || os.Args[1] == "serve-journal") {
+		exit(serve(os.Args[2], os.Args[1] == "serve-journal"))
 	}
 	var o options
 	var mib int64
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "measure on the file system of this `directory`; a tmpfs has no direct I/O worth measuring")
 	flag.Int64Var(&mib, "size", 1024, "working set in `MiB`")
-	flag.IntVar(&o.rounds, "rounds", 3, "rounds; the median counts")
+	flag.IntVar(&o.rounds, "rounds", 3, "rounds of the comparison with others, of which the median counts; 0: none")
 	flag.Float64Var(&o.seconds, "seconds", 1.5, "length of one measurement")
 	flag.IntVar(&o.flushes, "flushes", 1000, "flushes whose sync calls are counted; 0: none")
+	flag.IntVar(&o.journal, "journal", 5, "rounds of the comparison with and without the volatile journal; 0: none")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name matches this `regexp`")
 	flag.DurationVar(&o.calm, "calm", 0, "before each measurement wait this long at most for idle processors")
 	flag.Parse()
@@ -77,13 +80,20 @@ func run(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	o.dir = dir
 	began := time.Now()
-	t, err := measure(ctx, o)
-	if err != nil {
-		return err
+	if o.rounds > 0 {
+		t, err := measure(ctx, o)
+		if err != nil {
+			return err
+		}
+		t.print(os.Stdout)
 	}
-	t.print(os.Stdout)
 	if o.flushes > 0 {
 		if err := countSyncs(ctx, o, os.Stdout); err != nil {
+			return err
+		}
+	}
+	if o.journal > 0 {
+		if err := journalCost(ctx, o, os.Stdout); err != nil {
 			return err
 		}
 	}
@@ -93,9 +103,17 @@ func run(ctx context.Context, o options) (err error) {
 
 // serve is the server process of "ours": it serves the image at path until
 // its input ends.
-func serve(path string) error {
+func serve(path string, journal bool) error {
 	ctx := context.Background()
-	im, err := vhdx.OpenPath(path, vhdx.OpenOptions{})
+	var opts vhdx.OpenOptions
+	if journal {
+		j, err := newJournal()
+		if err != nil {
+			return err
+		}
+		opts.Journal = j
+	}
+	im, err := vhdx.OpenPath(path, opts)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func countSyncs(ctx context.Context, o options, w io.Writer) error {
 		traced func(prefix []string) func(context.Context, string) (device, error)
 	}{
 		{target{name: qemu, create: createQEMU, vhdx: true}, func(p []string) func(context.Context, string) (device, error) { return attachQEMU(p, "threads") }},
-		{target{name: ours, create: createOurs, vhdx: true}, attachOurs},
+		{target{name: ours, create: createOurs, vhdx: true}, func(p []string) func(context.Context, string) (device, error) { return attachOurs(p, "serve") }},
 	} {
 		c, err := traceSyncs(ctx, o, t.target, t.traced)
 		if err != nil {

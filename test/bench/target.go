@@ -45,7 +45,7 @@ func targets() []target {
 	return []target{
 		{raw, createRaw, attachRaw, false},
 		{qemu, createQEMU, attachQEMU(nil, "native"), true},
-		{ours, createOurs, attachOurs(nil), true},
+		{ours, createOurs, attachOurs(nil, "serve"), true},
 	}
 }
 
@@ -113,15 +113,15 @@ func under(prefix, args []string) *exec.Cmd {
 	return cmd
 }
 
-func attachOurs(prefix []string) func(context.Context, string) (device, error) {
+func attachOurs(prefix []string, how string) func(context.Context, string) (device, error) {
 	return func(_ context.Context, path string) (device, error) {
-		cmd := under(prefix, []string{"/proc/self/exe", "serve", path})
+		cmd := under(prefix, []string{"/proc/self/exe", how, path})
 		if len(prefix) > 0 {
 			self, err := os.Executable() // strace's own /proc/self/exe is strace
 			if err != nil {
 				return device{}, err
 			}
-			cmd = under(prefix, []string{self, "serve", path})
+			cmd = under(prefix, []string{self, how, path})
 		}
 		cmd.Stderr = os.Stderr
 		in, err := cmd.StdinPipe()
