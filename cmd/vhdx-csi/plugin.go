@@ -24,7 +24,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	if err := limitMemory(o.memoryLimit); err != nil {
 		return err
 	}
-	set, pools, err := o.openPools() //nolint:contextcheck // the pools live until they are closed
+	set, pools, err := o.openPools(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,15 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/driver"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
@@ -83,32 +86,42 @@ func (o *options) poolSpecs() ([]poolSpec, error) {
 	return specs, nil
 }
 
+// sharePatience is how long the start waits for a share. The volumes of all
+// others wait meanwhile.
+const sharePatience = 5 * time.Second
+
 // openPools opens every pool of the command line.
-func (o *options) openPools() (*pool.Set, []driver.Pool, error) {
+func (o *options) openPools(ctx context.Context) (*pool.Set, []driver.Pool, error) {
 	specs, err := o.poolSpecs()
 	if err != nil {
 		return nil, nil, err
 	}
-	var open []*pool.Pool
-	var pools []driver.Pool
-	closeAll := func(err error) error {
-		for _, p := range open {
-			err = errors.Join(err, p.Close())
+	log := klog.FromContext(ctx)
+	note := func(name string, err error) {
+		if err != nil {
+			log.Error(err, "A pool is not available and is tried again", "pool", name)
+			return
 		}
-		return err
+		log.Info("A pool is available again", "pool", name)
 	}
+	var open []pool.Options
 	for _, s := range specs {
 		s.Holder = o.nodeID
-		p, err := pool.Open(s.Options)
-		if err != nil {
-			return nil, nil, closeAll(err) // it names the pool
-		}
-		open = append(open, p)
-		pools = append(pools, driver.Pool{Name: s.Name, Local: s.local, Capacity: p.Capacity})
+		open = append(open, s.Options)
 	}
-	set, err := pool.NewSet(open...)
+	set, err := pool.OpenSet(ctx, sharePatience, note, open...)
 	if err != nil {
-		return nil, nil, closeAll(fmt.Errorf("join the pools: %w", err))
+		return nil, nil, err // it names the pool
+	}
+	var pools []driver.Pool
+	for _, s := range specs {
+		pools = append(pools, driver.Pool{Name: s.Name, Local: s.local, Capacity: func(ctx context.Context) (pool.Capacity, error) {
+			p, err := set.Pool(s.Name)
+			if err != nil {
+				return pool.Capacity{}, err
+			}
+			return p.Capacity(ctx)
+		}})
 	}
 	return set, pools, nil
 }

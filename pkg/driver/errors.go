@@ -57,6 +57,7 @@ var rules = []rule{
 	{err: node.ErrStuck, code: codes.Aborted},
 	{err: node.ErrUnfinished, code: codes.Aborted},
 
+	{err: pool.ErrAway, code: codes.Unavailable},
 	{err: pool.ErrNotFound, code: codes.NotFound},
 	{err: pool.ErrConflict, code: codes.AlreadyExists},
 	{err: pool.ErrNoSpace, code: codes.ResourceExhausted},

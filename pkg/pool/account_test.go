@@ -70,7 +70,7 @@ func TestAccount(t *testing.T) {
 			},
 			"lose the account": func(*rapid.T) { os.Remove(filepath.Join(dir, fileAccount)) },
 			"": func(rt *rapid.T) {
-				p := sets[0].pools[0]
+				p := sets[0].Pools()[0]
 				if _, err := p.Collect(t.Context()); err != nil {
 					rt.Fatal(err)
 				}

@@ -72,7 +72,7 @@ func BenchmarkPool(b *testing.B) {
 		})
 		b.Run(fmt.Sprintf("capacity/volumes=%d", n), func(b *testing.B) {
 			for b.Loop() {
-				if _, err := s.pools[0].Capacity(ctx); err != nil {
+				if _, err := s.Pools()[0].Capacity(ctx); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -193,7 +193,7 @@ func TestTwoControllersShareTheRoom(t *testing.T) {
 	s1, p := openSet(t, dir)
 	s2, _ := openSet(t, dir)
 	room := 5 * footprint(gib, Params{})
-	for _, q := range []*Pool{p, s2.pools[0]} {
+	for _, q := range []*Pool{p, s2.Pools()[0]} {
 		q.overcommit = 1
 		hasDisk(q, room, room)
 	}

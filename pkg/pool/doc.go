@@ -51,4 +51,6 @@
 //	          named by Problems and harms nothing but itself.
 //	I-POOL-13 No operation's work grows with the number of volumes, except
 //	          Problems and the recount of a lost account.
+//	I-POOL-14 A share that fails or hangs keeps no other pool closed. Nothing of
+//	          its pool is taken for missing meanwhile.
 package pool

@@ -30,6 +30,8 @@ var (
 	ErrNoNode = errors.New("node is not registered")
 	// ErrNoPool: no pool of this name is served here.
 	ErrNoPool = errors.New("no such pool")
+	// ErrAway: the pool's share does not answer, and is tried again. Not final.
+	ErrAway = errors.New("the share does not answer")
 	// ErrBadToken: a list token that this package did not make.
 	ErrBadToken = errors.New("invalid list token")
 	// ErrUnsafeShare: the pool's filesystem is mounted in a way that can lose

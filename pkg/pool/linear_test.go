@@ -326,7 +326,7 @@ func TestLinkDecides(t *testing.T) {
 	if got, err := other.Volume(t.Context(), v.ID); err != nil || got.Image != v.Image {
 		t.Fatalf("the controllers disagree: %v, %+v", err, got)
 	}
-	if left := files(t, s.pools[0]); len(left) != 2 {
+	if left := files(t, s.Pools()[0]); len(left) != 2 {
 		t.Fatalf("files: %v", left)
 	}
 }
@@ -334,7 +334,7 @@ func TestLinkDecides(t *testing.T) {
 // rival makes the record of "victim" as a creation without a lock would.
 func rival(t *testing.T, s *Set) {
 	t.Helper()
-	p := s.pools[0]
+	p := s.Pools()[0]
 	r := newRecord(p, Spec{Name: "victim", Size: gib})
 	f, err := p.buildImage(r)
 	if err != nil {

@@ -44,7 +44,7 @@ func twoPools(t testing.TB, n int) (*Set, []string) {
 	}
 	var ids []string
 	for i := range n {
-		ids = append(ids, synthetic(t, s.pools[i%2], fmt.Sprint("vol-", i)))
+		ids = append(ids, synthetic(t, s.Pools()[i%2], fmt.Sprint("vol-", i)))
 	}
 	slices.Sort(ids) // of pool names without "-", ids sort as they are listed
 	return s, ids
@@ -76,7 +76,7 @@ func TestListPages(t *testing.T) {
 		t.Fatalf("the rest: %d, %q, %v", len(rest), token, err)
 	}
 	// The order does not depend on which pool is the default.
-	swapped, err := NewSet(s.pools[1], s.pools[0])
+	swapped, err := NewSet(s.Pools()[1], s.Pools()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestListTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.byName["a"].tree.Remove(s.byName["a"].recordPath(mustParse(t, ids[2]).hash)); err != nil {
+	if err := s.Pools()[0].tree.Remove(s.Pools()[0].recordPath(mustParse(t, ids[2]).hash)); err != nil {
 		t.Fatal(err)
 	}
 	vols, _, err := s.List(t.Context(), token, 1)
@@ -136,7 +136,7 @@ func TestListWhileChanging(t *testing.T) {
 	var wg sync.WaitGroup
 	for w := range 2 {
 		wg.Go(func() {
-			p := s.pools[w]
+			p := s.Pools()[w]
 			for i := 0; ctx.Err() == nil; i++ {
 				name := fmt.Sprint("passing-", i%50)
 				synthetic(t, p, name)

@@ -5,70 +5,139 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 // Set is all pools of a process. A volume id names its pool, so no call asks
-// more than one.
+// more than one. A pool whose share does not answer is away: calls for its
+// volumes are ErrAway until it does (see [OpenSet]).
 type Set struct {
-	pools  []*Pool // the default first
+	names []string // in the order given, the default first
+	have  atomic.Pointer[present]
+
+	open func(Options) (*Pool, error) // tests make it hang
+
+	mu   sync.Mutex // over changes of have, and what follows
+	node *Node      // as registered last, for pools that come later
+	stop context.CancelFunc
+}
+
+// present is which pools are open; replaced as a whole.
+type present struct {
+	pools  []*Pool // in the order of Set.names
 	byName map[string]*Pool
+	away   map[string]error // why the others are not
 }
 
 // NewSet joins pools of distinct names. The first is the default.
 func NewSet(pools ...*Pool) (*Set, error) {
-	if len(pools) == 0 {
-		return nil, fmt.Errorf("%w: no pool", ErrInvalid)
-	}
-	s := &Set{pools: pools, byName: map[string]*Pool{}}
-	uuids := map[string]string{}
+	var names []string
 	for _, p := range pools {
-		if s.byName[p.name] != nil {
-			return nil, fmt.Errorf("%w: two pools are named %q", ErrInvalid, p.name)
+		names = append(names, p.name)
+	}
+	s, err := emptySet(names)
+	for _, p := range pools {
+		if err == nil {
+			err = s.join(p)
 		}
-		if other, ok := uuids[p.uuid]; ok {
-			return nil, fmt.Errorf("%w: pools %s and %s are copies of each other", ErrInvalid, other, p.name)
-		}
-		s.byName[p.name] = p
-		uuids[p.uuid] = p.name
+	}
+	if err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
+func emptySet(names []string) (*Set, error) {
+	if len(names) == 0 {
+		return nil, fmt.Errorf("%w: no pool", ErrInvalid)
+	}
+	for i, n := range names {
+		if slices.Contains(names[:i], n) {
+			return nil, fmt.Errorf("%w: two pools are named %q", ErrInvalid, n)
+		}
+	}
+	s := &Set{names: names, open: Open, stop: func() {}}
+	s.have.Store(&present{})
+	return s, nil
+}
+
+// join adds an open pool.
+func (s *Set) join(p *Pool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.have.Load()
+	for _, other := range old.pools {
+		if other.uuid == p.uuid {
+			return fmt.Errorf("%w: pools %s and %s are copies of each other", ErrInvalid, other.name, p.name)
+		}
+	}
+	if s.node != nil {
+		if err := p.registerNode(*s.node); err != nil {
+			return err
+		}
+	}
+	now := &present{byName: map[string]*Pool{p.name: p}, away: maps.Clone(old.away)}
+	maps.Copy(now.byName, old.byName)
+	delete(now.away, p.name)
+	for _, name := range s.names {
+		if q := now.byName[name]; q != nil {
+			now.pools = append(now.pools, q)
+		}
+	}
+	s.have.Store(now)
+	return nil
+}
+
 // Close closes every pool.
 func (s *Set) Close() error {
+	s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
-	for _, p := range s.pools {
+	for _, p := range s.Pools() {
 		errs = append(errs, p.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// Pools returns all pools, the default first.
-func (s *Set) Pools() []*Pool { return slices.Clone(s.pools) }
+// Pools returns all pools that are open, in the order given.
+func (s *Set) Pools() []*Pool { return slices.Clone(s.have.Load().pools) }
 
 // Pool returns the pool of this name, the default one for "". ErrNoPool lists
-// the names there are.
+// the names there are. ErrAway.
 func (s *Set) Pool(name string) (*Pool, error) {
-	if name == "" {
-		return s.pools[0], nil
-	}
-	if p := s.byName[name]; p != nil {
+	name = cmp.Or(name, s.names[0])
+	have := s.have.Load()
+	if p := have.byName[name]; p != nil {
 		return p, nil
 	}
-	return nil, fmt.Errorf("pool %.64q: %w; there are %s", name, ErrNoPool, strings.Join(s.names(), ", "))
+	if err := have.away[name]; err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("pool %.64q: %w; there are %s", name, ErrNoPool, s.list())
 }
 
-func (s *Set) names() []string {
-	var names []string
-	for _, p := range s.pools {
-		names = append(names, p.name)
-	}
+func (s *Set) list() string {
+	names := slices.Clone(s.names)
 	slices.Sort(names)
-	return names
+	return strings.Join(names, ", ")
+}
+
+// whole returns every pool, or ErrAway where one is missing.
+func (s *Set) whole() ([]*Pool, error) {
+	have := s.have.Load()
+	for _, name := range s.names {
+		if err := have.away[name]; err != nil {
+			return nil, err
+		}
+	}
+	return have.pools, nil
 }
 
 // CreateVolume makes the volume or returns the one of that name that fits.
@@ -97,15 +166,18 @@ func (s *Set) DeleteVolume(ctx context.Context, id string) error {
 	return p.deleteVolume(ctx, v)
 }
 
-// of finds the pool of a volume id: ErrNotFound.
+// of finds the pool of a volume id: ErrNotFound, ErrAway.
 func (s *Set) of(id string) (*Pool, volumeID, error) {
 	v, err := parseID(id)
 	if err != nil {
 		return nil, v, err
 	}
-	p := s.byName[v.pool]
-	if p == nil {
-		return nil, v, fmt.Errorf("volume %s: %w: its pool is not served here; there are %s", id, ErrNotFound, strings.Join(s.names(), ", "))
+	p, err := s.Pool(v.pool)
+	if errors.Is(err, ErrNoPool) {
+		err = fmt.Errorf("%w: its pool is not served here; there are %s", ErrNotFound, s.list())
+	}
+	if err != nil {
+		return nil, v, fmt.Errorf("volume %s: %w", id, err)
 	}
 	return p, v, nil
 }
@@ -139,12 +211,16 @@ func (s *Set) List(ctx context.Context, token string, max int) ([]Volume, string
 		if at, err = parseToken(token); err != nil {
 			return nil, "", err
 		}
-		if s.byName[at.pool] == nil {
+		if !slices.Contains(s.names, at.pool) {
 			return nil, "", fmt.Errorf("list token: %w: its pool %s is not served here", ErrBadToken, at.pool)
 		}
 	}
+	have, err := s.whole()
+	if err != nil {
+		return nil, "", fmt.Errorf("list volumes: %w", err)
+	}
 	var vols []Volume
-	pools := slices.SortedFunc(slices.Values(s.pools), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) })
+	pools := slices.SortedFunc(slices.Values(have), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) })
 	for _, p := range pools {
 		if p.name < at.pool {
 			continue
@@ -236,19 +312,23 @@ func (s *Set) OpenImage(ctx context.Context, id string, readOnly bool, o vhdx.Op
 	return p.openImage(ctx, v, readOnly, o)
 }
 
-// RegisterNode makes the node known in every pool.
+// RegisterNode makes the node known in every pool, those that are away when
+// they come back.
 func (s *Set) RegisterNode(_ context.Context, n Node) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.node = &n
 	var errs []error
-	for _, p := range s.pools {
+	for _, p := range s.Pools() {
 		errs = append(errs, p.registerNode(n))
 	}
 	return errors.Join(errs...)
 }
 
-// Node returns a registered node. ErrNoNode.
+// Node returns a registered node. ErrNoNode; ErrAway where that is not sure.
 func (s *Set) Node(_ context.Context, id string) (Node, error) {
-	var first error
-	for _, p := range s.pools {
+	_, first := s.whole()
+	for _, p := range s.Pools() {
 		n, err := p.node(id)
 		if err == nil {
 			return n, nil
@@ -264,7 +344,7 @@ func (s *Set) Node(_ context.Context, id string) (Node, error) {
 // every record, so it is for people and for now and then.
 func (s *Set) Problems(ctx context.Context) []Problem {
 	var all []Problem
-	for _, p := range s.pools {
+	for _, p := range s.Pools() {
 		all = append(all, p.problems(ctx)...)
 	}
 	return all
@@ -274,7 +354,7 @@ func (s *Set) Problems(ctx context.Context) []Problem {
 func (s *Set) Collect(ctx context.Context) (Collected, error) {
 	var sum Collected
 	var errs []error
-	for _, p := range s.pools {
+	for _, p := range s.Pools() {
 		c, err := p.Collect(ctx)
 		sum.Operations += c.Operations
 		sum.Temporary += c.Temporary
