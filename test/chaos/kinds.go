@@ -32,7 +32,7 @@ type shot struct {
 }
 
 // pressureRun is how many kills in a row happen under one spell of pressure.
-const pressureRun = 5
+const pressureRun = 3
 
 // how says what brings the worker to a point.
 type how uint8
@@ -80,6 +80,7 @@ func wayTo(p deathpoint.Point) how {
 var unreached = map[deathpoint.Point]string{
 	deathpoint.HelperRead:      "asks a device that has been lost whether it is dead",
 	deathpoint.HelperLoopAlive: "asks a device whose connection nobody holds",
+	deathpoint.NodeGrown:       "the pool has grown the image itself, unless it was open just then",
 }
 
 // kills is how many a shot makes.
@@ -116,14 +117,14 @@ func plan(n int, only *regexp.Regexp, rng *rand.Rand) []shot {
 	for _, k := range []struct {
 		kind kind
 		per  int
-	}{{killHang, 100}, {killStopped, 25}, {killOOM, 50}, {killSupervisor, 50}, {killKeeper, 50}, {killCalls, 20}, {restart, 50}} {
+	}{{killHang, 100}, {killStopped, 50}, {killOOM, 50}, {killSupervisor, 100}, {killKeeper, 100}, {killCalls, 50}, {restart, 50}} {
 		add(full/k.per, shot{kind: k.kind})
 	}
 	pressed := make([]shot, pressureRun)
 	for i := range pressed {
 		pressed[i].kind = killPressure
 	}
-	add(full/20/pressureRun, pressed...)
+	add(full/30/pressureRun, pressed...)
 	add(full-sum, shot{kind: killAtRandom})
 	rng.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })
 	var all []shot

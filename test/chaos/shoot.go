@@ -202,7 +202,11 @@ func (c *runner) successor(ctx context.Context, s shot) error {
 	if err != nil {
 		return err
 	}
-	c.page.Arm(s.point, 1+uint32(c.rng.IntN(len(c.loads))))
+	volume := uint32(1)
+	if s.point != deathpoint.RecordsInherited && s.point != deathpoint.TakeoverCommitted { // not every volume has records
+		volume += uint32(c.rng.IntN(len(c.loads)))
+	}
+	c.page.Arm(s.point, volume)
 	death := deathpoint.Now()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return fmt.Errorf("kill worker %d: %w", pid, err)
