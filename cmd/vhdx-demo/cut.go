@@ -61,12 +61,17 @@ func (d *demo) boot(ctx context.Context) (string, error) {
 	if err := os.Rename(d.cut, d.image); err != nil {
 		return "", fmt.Errorf("put the medium back: %w", err)
 	}
+	st, err := os.Stat(plugin.LogFile(d.dir))
+	if err != nil {
+		return "", err
+	}
+	d.booted = st.Size()
 	p, err := plugin.Start(ctx, plugin.Options{Binary: d.binary, Dir: d.dir})
 	if err != nil {
 		return "", err
 	}
 	d.p, d.v = p, d.v.On(p)
-	for _, line := range logLines(d.dir, "Journal entry of an earlier process") {
+	for _, line := range d.logLines("Journal entry of an earlier process") {
 		d.show("plugin: %s", line)
 	}
 	left, err := plugin.Leftovers(d.dir, d.v.ID)
@@ -83,7 +88,7 @@ func (d *demo) replay(ctx context.Context) (string, error) {
 	if err := d.v.Up(ctx); err != nil {
 		return "", err
 	}
-	lines := logLines(d.dir, "Replayed the image's log")
+	lines := d.logLines("Replayed the image's log")
 	for _, line := range lines {
 		d.show("plugin: %s", line)
 	}
@@ -91,11 +96,12 @@ func (d *demo) replay(ctx context.Context) (string, error) {
 	return strings.ReplaceAll(want, "=", " "), d.must(len(lines) == 1 && strings.Contains(lines[0], want), "the plugin does not report a replay with %s", want)
 }
 
-// logLines are the lines of the plugin's log that contain a text, without
-// their heads.
-func logLines(dir, text string) []string {
+// logLines are the lines that contain a text, without their heads, of what the
+// plugin has logged since it was started again.
+func (d *demo) logLines(text string) []string {
+	log := plugin.Tail(d.dir, 1<<30)
 	var found []string
-	for line := range strings.Lines(plugin.Tail(dir, 1<<20)) {
+	for line := range strings.Lines(log[min(d.booted, int64(len(log))):]) {
 		if strings.Contains(line, text) {
 			_, tail, _ := strings.Cut(line, "] ")
 			found = append(found, strings.TrimSpace(tail))

@@ -25,7 +25,8 @@ type demo struct {
 	cut    string          // the state of the medium at the power cut
 	dirty  vhdx.ReplayInfo // what its log holds
 	files  []file
-	frozen bool // the plugin's processes are stopped by SIGSTOP
+	booted int64 // how long the plugin's log was at the second start
+	frozen bool  // the plugin's processes are stopped by SIGSTOP
 
 	done   []result
 	checks int // comparisons that held
