@@ -54,6 +54,7 @@ var rules = []rule{
 	// they wrap.
 	{err: node.ErrPending, code: codes.Aborted},
 	{err: node.ErrUnserved, code: codes.Unavailable},
+	{err: node.ErrNoKeeper, code: codes.Unavailable},
 	{err: node.ErrStuck, code: codes.Aborted},
 	{err: node.ErrUnfinished, code: codes.Aborted},
 
@@ -97,6 +98,9 @@ var rules = []rule{
 
 	{err: vhdx.ErrPoisoned, code: codes.Internal},
 	{err: vhdx.ErrTakenOver, code: codes.FailedPrecondition},
+	{err: vhdx.ErrParentMissing, code: codes.FailedPrecondition},
+	{err: vhdx.ErrParentMismatch, code: codes.FailedPrecondition},
+	{err: vhdx.ErrParentRefused, code: codes.FailedPrecondition},
 	{err: vhdx.ErrCorrupt, code: codes.FailedPrecondition},
 	{err: vhdx.ErrNotVHDX, code: codes.FailedPrecondition},
 	{err: vhdx.ErrUnsupported, code: codes.FailedPrecondition},

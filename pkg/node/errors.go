@@ -37,6 +37,9 @@ var (
 	// ErrUnserved: the volume's device waits for its server since the death of
 	// an earlier process. No request has failed; it is tried again. Not final.
 	ErrUnserved = errors.New("device waits for its server")
+	// ErrNoKeeper: the keeper does not answer or does not take what it is given.
+	// Without it the death of this process would cost the device. Not final.
+	ErrNoKeeper = errors.New("no keeper for the device")
 	// ErrQuarantined: serving the volume has killed the plugin again and again.
 	ErrQuarantined = errors.New("volume is in quarantine: it has killed its server three times; the plugin's log says how; SIGHUP to the plugin tries again")
 	// ErrDeviceDead: the volume's device has stopped serving.

@@ -121,7 +121,7 @@ func (m *Manager) keep(ctx context.Context, v *volume, device []byte, files []*o
 	}
 	next := v.life.generation + 1
 	if err := m.cfg.Keeper.Put(ctx, keeper.Item{ID: v.entry.Volume, Generation: next, Meta: b, Files: files}); err != nil {
-		return err
+		return noKeeper(err)
 	}
 	v.life.generation = next
 	return nil
@@ -150,7 +150,7 @@ type kept struct {
 func (m *Manager) claim(ctx context.Context, id string) (*kept, error) {
 	i, err := m.cfg.Keeper.Get(ctx, id)
 	if err != nil {
-		return nil, err
+		return nil, noKeeper(err)
 	}
 	k := &kept{files: i.Files, life: &life{}}
 	err = k.open(i, m.cfg.Attacher.Name())
@@ -207,8 +207,15 @@ func (m *Manager) letGo(ctx context.Context, id string) error {
 	if err == nil {
 		err = errors.Join(i.Close(), m.cfg.Keeper.Drop(ctx, id, i.Generation))
 	}
-	if errors.Is(err, keeper.ErrNotFound) {
+	if err == nil || errors.Is(err, keeper.ErrNotFound) {
 		return nil
 	}
-	return err
+	return noKeeper(err)
+}
+
+func noKeeper(err error) error {
+	if errors.Is(err, keeper.ErrNotFound) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrNoKeeper, err)
 }

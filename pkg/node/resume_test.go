@@ -314,3 +314,45 @@ func TestResumeReadOnly(t *testing.T) {
 	r.wantClean()
 	r.wantNothingKept()
 }
+
+// Without its keeper a volume is not staged: the next death would cost it. One
+// that is served goes on, and is unstaged when the keeper is back.
+func TestNoKeeper(t *testing.T) {
+	r := newKeptRig(t, pool.Spec{Name: "pvc-1", Size: realSize("ext4")})
+	r.start()
+	away := &keeperAway{Keeper: r.m.cfg.Keeper}
+	r.m.cfg.Keeper = away
+	away.gone = true
+	wantErr(t, r.call(r.m, "stage", "ext4"), ErrNoKeeper)
+	away.gone = false
+	r.mustCall("ext4", "stage", "publish", "write")
+	away.gone = true
+	r.mustCall("ext4", "unpublish", "publish")
+	r.wantContent("ext4")
+	r.mustCall("ext4", "unpublish")
+	wantErr(t, r.call(r.m, "unstage", "ext4"), ErrNoKeeper)
+	away.gone = false
+	r.mustCall("ext4", "unstage")
+	r.wantClean()
+	r.wantNothingKept()
+}
+
+// keeperAway answers nothing while it is gone.
+type keeperAway struct {
+	Keeper
+	gone bool
+}
+
+func (k *keeperAway) Put(ctx context.Context, i keeper.Item) error {
+	if k.gone {
+		return keeper.ErrUnavailable
+	}
+	return k.Keeper.Put(ctx, i)
+}
+
+func (k *keeperAway) Get(ctx context.Context, id string) (keeper.Item, error) {
+	if k.gone {
+		return keeper.Item{}, keeper.ErrUnavailable
+	}
+	return k.Keeper.Get(ctx, id)
+}
