@@ -71,7 +71,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
 	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(ctx), a.growCommand(), a.convertCommand(ctx), a.compareCommand(ctx), a.mapCommand())
-	root.AddCommand(a.replayCommand())
+	root.AddCommand(a.replayCommand(), a.dumpCommand(ctx), a.metadataCommand())
 	return root
 }
 

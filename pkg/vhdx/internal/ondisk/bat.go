@@ -1,5 +1,7 @@
 package ondisk
 
+import "fmt"
+
 // BATEntry is an entry of the block allocation table (MS-VHDX 2.5).
 //
 //	bits  0..2   state
@@ -39,6 +41,17 @@ var blockStates = [8]string{"NOT_PRESENT", "UNDEFINED", "ZERO", "UNMAPPED", "res
 
 // String is the specification's name of a payload block's state.
 func (s BlockState) String() string { return blockStates[s&batStateMask] }
+
+// BitmapString is the specification's name of a sector bitmap block's state.
+func (s BlockState) BitmapString() string {
+	switch s {
+	case BitmapNotPresent:
+		return "NOT_PRESENT"
+	case BitmapPresent:
+		return "PRESENT"
+	}
+	return fmt.Sprintf("reserved %d", uint8(s))
+}
 
 // MakeBATEntry makes the entry of a block at a byte offset in the file, which
 // is a multiple of 1 MiB.

@@ -45,8 +45,11 @@ const (
 	signatureRegionTable = "regi"
 )
 
-// Signature is what a VHDX file begins with.
-const Signature = signatureIdentifier
+// What a VHDX file and an entry of its log begin with.
+const (
+	Signature         = signatureIdentifier
+	LogEntrySignature = signatureLogEntry
+)
 
 // The metadata region (MS-VHDX 2.6).
 const (
