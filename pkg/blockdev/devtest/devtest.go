@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +36,9 @@ type Backend struct {
 func Run(t *testing.T, b Backend) {
 	if os.Geteuid() != 0 {
 		t.Skip("block devices need root")
+	}
+	if !wired {
+		t.Fatal("TestMain must begin with devtest.RunIfGuest")
 	}
 	for _, test := range []struct {
 		name string
@@ -145,33 +147,40 @@ func noLeftovers(t *testing.T, b Backend, id string) {
 }
 
 // open opens the device; the test's end closes it before it is detached.
-func open(t *testing.T, d blockdev.Device, flags int) *os.File {
+func open(t *testing.T, d blockdev.Device, flags int) *file {
 	t.Helper()
-	f, err := os.OpenFile(d.Path(), os.O_RDWR|flags, 0)
+	f, err := openFile(t, d.Path(), os.O_RDWR|flags)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
 
-// blockIoctl gets an integer of a block device.
-func blockIoctl(t *testing.T, f *os.File, req uint) int64 {
+// whole reads the whole device through the page cache.
+func whole(t *testing.T, d blockdev.Device, size int64) []byte {
 	t.Helper()
-	var v uint64
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(req), uintptr(unsafe.Pointer(&v))); errno != 0 {
-		t.Fatalf("ioctl %#x of %s: %v", req, f.Name(), errno)
+	f, err := openFile(t, d.Path(), os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return int64(v)
+	b := make([]byte, size)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
-// zeroRange is BLKDISCARD or BLKZEROOUT.
-func zeroRange(f *os.File, req uint, off, n int64) error {
-	arg := [2]uint64{uint64(off), uint64(n)}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(req), uintptr(unsafe.Pointer(&arg))); errno != 0 {
-		return errno
+// blockIoctl gets an integer of a block device.
+func blockIoctl(t *testing.T, f *file, req uint) int64 {
+	t.Helper()
+	a, err := f.ask(Ask{Op: "get", Req: req})
+	if err != nil {
+		t.Fatalf("ioctl %#x: %v", req, err)
 	}
-	return nil
+	return a.N
 }
 
 const (

@@ -6,7 +6,8 @@
 // invariants of package blockdev. They need root; on a machine without it they
 // skip and say so.
 //
-// A test reads and writes the device from the process that serves it, which a
-// real server must never do (I-DEV-5). It may here: the process is not killed,
-// and the server's threads wait for nothing that the test does.
+// A test never opens, mounts or waits for a device itself (I-DEV-5): it serves
+// the image, so that a test process which is killed could not end. A guest, a
+// child of its own (guest.go), does what a process of the system would do, and
+// tools do the rest.
 package devtest

@@ -78,7 +78,7 @@ func testFlushCovers(t *testing.T, b Backend) {
 				if round%4 != 0 {
 					continue
 				}
-				if err := f.Sync(); err != nil {
+				if err := f.sync(); err != nil {
 					t.Error(err)
 					return
 				}
@@ -124,7 +124,7 @@ func testErrors(t *testing.T, b Backend) {
 		{"write", errors.New("no errno"), syscall.EIO, func() error { _, err := f.WriteAt(p, 8192); return err }},
 		{"write", syscall.ENOSYS, syscall.EIO, func() error { _, err := f.WriteAt(p, 8192); return err }},
 		{"read", syscall.EIO, syscall.EIO, func() error { _, err := f.ReadAt(p, 8192); return err }},
-		{"discard", syscall.EIO, syscall.EIO, func() error { return zeroRange(f, blkDiscard, 0, 8192) }},
+		{"discard", syscall.EIO, syscall.EIO, func() error { return f.zeroRange(blkDiscard, 0, 8192) }},
 	} {
 		im.Hook(func(op Op) error {
 			if op.Kind == test.kind {
@@ -158,12 +158,12 @@ func testFlushError(t *testing.T, b Backend) {
 		if _, err := f.WriteAt(aligned(4096), 0); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Sync(); err == nil {
+		if err := f.sync(); err == nil {
 			t.Errorf("a flush that failed with %v succeeds", fail)
 		}
 		im.Hook(nil)
 		before := im.Flushed()
-		if err := f.Sync(); err != nil {
+		if err := f.sync(); err != nil {
 			t.Errorf("flush after %v: %v", fail, err)
 		}
 		if im.Flushed() == before {

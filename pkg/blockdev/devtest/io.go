@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"sync"
 	"testing"
 
@@ -40,7 +39,7 @@ func testDirectIO(t *testing.T, b Backend) {
 				differ(t, "read", p, model[off:off+n], off)
 			}
 			readAll(t, f, model)
-			if err := f.Sync(); err != nil {
+			if err := f.sync(); err != nil {
 				t.Fatal(err)
 			}
 			imageHolds(t, im, model)
@@ -56,7 +55,7 @@ func someRange(r *rand.Rand, size, unit int64) (off, n int64) {
 	return off, n
 }
 
-func readAll(t *testing.T, f *os.File, model []byte) {
+func readAll(t *testing.T, f *file, model []byte) {
 	t.Helper()
 	buf := aligned(mib)
 	for off := int64(0); off < int64(len(model)); off += mib {
@@ -106,12 +105,12 @@ func testBuffered(t *testing.T, b Backend) {
 			differ(t, "read", p, model[off:off+n], off)
 		}
 		if i%100 == 99 {
-			if err := f.Sync(); err != nil {
+			if err := f.sync(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if err := f.Sync(); err != nil {
+	if err := f.sync(); err != nil {
 		t.Fatal(err)
 	}
 	imageHolds(t, im, model)
@@ -192,7 +191,7 @@ func testConcurrent(t *testing.T, b Backend) {
 
 // verifier does random I/O in a region of its own.
 type verifier struct {
-	f      *os.File
+	f      *file
 	base   int64
 	blocks int64
 	seq    map[int64]uint64 // of what was last written, by block

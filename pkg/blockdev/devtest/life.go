@@ -25,11 +25,10 @@ func testReadOnly(t *testing.T, b Backend) {
 	}
 	im.SetReadOnly()
 	d := attach(t, b, im)
-	f, err := os.Open(d.Path())
+	f, err := openFile(t, d.Path(), os.O_RDONLY)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	if ro := blockIoctl(t, f, unix.BLKROGET) & 0xffffffff; ro != 1 {
 		t.Errorf("BLKROGET says %d", ro)
 	}
@@ -38,15 +37,14 @@ func testReadOnly(t *testing.T, b Backend) {
 		t.Fatal(err)
 	}
 	differ(t, "read", got, want, 4096)
-	w, err := os.OpenFile(d.Path(), os.O_RDWR|unix.O_DIRECT, 0)
+	w, err := openFile(t, d.Path(), os.O_RDWR|unix.O_DIRECT)
 	if err != nil {
 		return // refused already
 	}
-	defer w.Close()
 	if _, err := w.WriteAt(aligned(4096), 0); err == nil {
 		t.Error("a read-only device was written")
 	}
-	if err := zeroRange(w, blkDiscard, 0, 4096); err == nil {
+	if err := w.zeroRange(blkDiscard, 0, 4096); err == nil {
 		t.Error("a read-only device was discarded")
 	}
 }
@@ -68,10 +66,7 @@ func testDetachTwice(t *testing.T, b Backend) {
 func testDetachBusyOpen(t *testing.T, b Backend) {
 	d := attach(t, b, b.NewImage(t, 8*mib, 512))
 	for _, flags := range []int{0, unix.O_EXCL} {
-		f, err := os.OpenFile(d.Path(), os.O_RDWR|flags, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := open(t, d, flags)
 		if err := d.Detach(t.Context()); !errors.Is(err, blockdev.ErrBusy) {
 			t.Errorf("Detach of an open device: %v", err)
 		}
@@ -79,13 +74,10 @@ func testDetachBusyOpen(t *testing.T, b Backend) {
 		if _, err := f.WriteAt(p, 4096); err != nil {
 			t.Errorf("the device does not work after a refused Detach: %v", err)
 		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		if err := errors.Join(f.sync(), f.Close()); err != nil {
 			t.Error(err)
 		}
-		got, err := os.ReadFile(d.Path())
-		if err != nil || len(got) != int(8*mib) {
-			t.Fatalf("the device is gone after a refused Detach: %d bytes, %v", len(got), err)
-		}
+		whole(t, d, 8*mib)
 	}
 }
 
@@ -105,10 +97,7 @@ func testDetachInFlight(t *testing.T, b Backend) {
 	})
 	data := make([]byte, 4*mib)
 	fill(random(t), data)
-	f, err := os.OpenFile(d.Path(), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := open(t, d, 0)
 	if _, err := f.WriteAt(data, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +130,7 @@ func testDetachInFlight(t *testing.T, b Backend) {
 
 func testTwoDevices(t *testing.T, b Backend) {
 	a := b.New(t)
-	var files []*os.File
+	var files []*file
 	for range 2 {
 		d := attachWith(t, b, a, newID(t), b.NewImage(t, 8*mib, 512))
 		files = append(files, open(t, d, unix.O_DIRECT))
@@ -178,9 +167,7 @@ func testSameVolumeTwice(t *testing.T, b Backend) {
 			t.Errorf("Teardown of a device that is served: %v", err)
 		}
 	}
-	if _, err := os.ReadFile(d.Path()); err != nil {
-		t.Error(err)
-	}
+	whole(t, d, 8*mib)
 }
 
 func testInvalidConfig(t *testing.T, b Backend) {

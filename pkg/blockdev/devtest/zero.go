@@ -1,7 +1,6 @@
 package devtest
 
 import (
-	"os"
 	"slices"
 	"testing"
 
@@ -11,17 +10,17 @@ import (
 // zeroings are the ways to make a range of a device read zero.
 var zeroings = []struct {
 	name string
-	do   func(f *os.File, off, n int64) error
+	do   func(f *file, off, n int64) error
 	// kinds are the image's methods that may do it.
 	kinds []string
 }{
-	{"BLKDISCARD", func(f *os.File, off, n int64) error { return zeroRange(f, blkDiscard, off, n) }, []string{"discard"}},
-	{"BLKZEROOUT", func(f *os.File, off, n int64) error { return zeroRange(f, blkZeroOut, off, n) }, []string{"zero"}},
-	{"punch hole", func(f *os.File, off, n int64) error {
-		return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	{"BLKDISCARD", func(f *file, off, n int64) error { return f.zeroRange(blkDiscard, off, n) }, []string{"discard"}},
+	{"BLKZEROOUT", func(f *file, off, n int64) error { return f.zeroRange(blkZeroOut, off, n) }, []string{"zero"}},
+	{"punch hole", func(f *file, off, n int64) error {
+		return f.fallocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	}, []string{"discard", "zero"}},
-	{"zero range", func(f *os.File, off, n int64) error {
-		return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE, off, n)
+	{"zero range", func(f *file, off, n int64) error {
+		return f.fallocate(unix.FALLOC_FL_ZERO_RANGE, off, n)
 	}, []string{"zero"}},
 }
 
@@ -59,7 +58,7 @@ func testZeroing(t *testing.T, b Backend) {
 		}
 	}
 	readAll(t, f, model)
-	if err := f.Sync(); err != nil {
+	if err := f.sync(); err != nil {
 		t.Fatal(err)
 	}
 	imageHolds(t, im, model)

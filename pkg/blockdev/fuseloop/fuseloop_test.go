@@ -14,6 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	devtest.RunIfGuest()
 	if step := os.Getenv(killVariable); step != "" {
 		killAtStep(step)
 	}
