@@ -83,6 +83,12 @@ bench: build ## speed against qemu-storage-daemon and a raw loop device; BENCH_F
 	$(GO) build -o $(BIN)/vhdx-bench ./test/bench
 	@$(AS_ROOT) $(BIN)/vhdx-bench $(BENCH_FLAGS)
 
+.PHONY: bench-image
+bench-image: build ## vhdxctl against qemu-img on the same files; BENCH_FLAGS, -short to try it
+	@hack/deps.sh bench
+	$(GO) build -o $(BIN)/bench-image ./test/bench-image
+	@$(AS_ROOT) $(BIN)/bench-image -vhdxctl $(BIN)/vhdxctl $(BENCH_FLAGS)
+
 .PHONY: lint
 lint: $(BIN)/tools/golangci-lint ## golangci-lint, and a note of what has grown long
 	$(GO) mod tidy -diff

@@ -195,7 +195,7 @@ func (c *conversion) openTarget() (existing, error) {
 		}
 	}
 	if c.format == formatVHDX {
-		return vhdx.OpenPath(c.to, vhdx.OpenOptions{})
+		return c.app.openImage(c.to, vhdx.OpenOptions{})
 	}
 	return disk.OpenFile(c.to, true)
 }

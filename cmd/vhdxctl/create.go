@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -15,6 +16,7 @@ type createResult struct {
 	Path               string   `json:"path"`
 	VirtualSize        int64    `json:"virtualSize"`
 	Fixed              bool     `json:"fixed"`
+	Parent             string   `json:"parent,omitempty"`
 	BlockSize          int64    `json:"blockSize"`
 	LogSize            int64    `json:"logSize"`
 	LogicalSectorSize  int      `json:"logicalSectorSize"`
@@ -27,31 +29,47 @@ func (a *app) createCommand(ctx context.Context) *cobra.Command {
 	var o vhdx.CreateOptions
 	var block, log sizeFlag
 	var quiet bool
+	var parent string
 	cmd := &cobra.Command{
-		Use:   "create PATH SIZE",
+		Use:   "create PATH [SIZE]",
 		Short: "Create an image",
 		Long: `Create an image of SIZE at PATH, which must not exist.
 
 A dynamic image takes space as it is written. A fixed one takes all of it now
-and can never run out. The image appears under its name only when it is
+and can never run out. A differencing one, with --parent, shows what its parent
+shows and keeps what is written to it; it needs no SIZE. The image appears under its name only when it is
 complete and on the medium.
 
 Block and log sizes that are off are rounded up, as qemu-img does, and that is told.`,
 		Example: `  vhdxctl create disk.vhdx 10G
   vhdxctl create --fixed disk.vhdx 500M
-  vhdxctl create --block-size 1M --logical-sector-size 4096 disk.vhdx 2T`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(_ *cobra.Command, args []string) error {
-			size, err := parseSize(args[1])
-			if err != nil {
-				return err
+  vhdxctl create --block-size 1M --logical-sector-size 4096 disk.vhdx 2T
+  vhdxctl create --parent base.vhdx child.vhdx`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if len(args) == 2 {
+				if o.Size, err = parseSize(args[1]); err != nil {
+					return err
+				}
 			}
-			o.Size, o.BlockSize, o.LogSize = size, int64(block), int64(log)
-			return a.create(ctx, args[0], o, quiet)
+			o.BlockSize, o.LogSize = int64(block), int64(log)
+			if parent == "" {
+				if len(args) == 1 {
+					return errors.New("accepts 2 args, received 1: without --parent an image needs a SIZE")
+				}
+				return a.create(ctx, args[0], o, quiet)
+			}
+			for _, name := range []string{"fixed", "logical-sector-size", "physical-sector-size"} {
+				if cmd.Flags().Changed(name) {
+					return fmt.Errorf("--%s goes not with --parent: a differencing image has its parent's sectors, and is not fixed", name)
+				}
+			}
+			return a.child(parent, args[0], vhdx.ChildOptions{Size: o.Size, BlockSize: o.BlockSize, LogSize: o.LogSize, Creator: o.Creator})
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.Fixed, "fixed", false, "allocate all space now")
+	f.StringVar(&parent, "parent", "", "make a differencing image of this `image`")
 	f.Var(&block, "block-size", "unit of allocation, 1M to 256M, a power of two (default by size: 8M up to 1G, 16M up to 100G, 32M up to 32T, 64M above)")
 	f.Var(&log, "log-size", "size of the log, whole MiB (default 1M)")
 	f.IntVar(&o.LogicalSectorSize, "logical-sector-size", 512, "512 or 4096; QEMU reads 512 alone")
@@ -69,18 +87,26 @@ func (a *app) create(ctx context.Context, path string, o vhdx.CreateOptions, qui
 	if err != nil {
 		return err
 	}
-	o = made.Options
+	a.printCreated(path, "", made)
+	return nil
+}
+
+func (a *app) printCreated(path, parent string, made vhdx.Created) {
+	o := made.Options
+	what := kind(o.Fixed)
+	if parent != "" {
+		what = "differencing, child of " + parent
+	}
 	a.print(createResult{
-		Path: path, VirtualSize: o.Size, Fixed: o.Fixed, BlockSize: o.BlockSize, LogSize: o.LogSize,
+		Path: path, VirtualSize: o.Size, Fixed: o.Fixed, Parent: parent, BlockSize: o.BlockSize, LogSize: o.LogSize,
 		LogicalSectorSize: o.LogicalSectorSize, PhysicalSectorSize: o.PhysicalSectorSize,
 		Creator: o.Creator, Adjusted: append([]string{}, made.Adjusted...),
 	}, func(w io.Writer) {
 		for _, s := range made.Adjusted {
 			fmt.Fprintf(w, "note: %s\n", s)
 		}
-		fmt.Fprintf(w, "%s: created, %s, %s, blocks of %s\n", path, kind(o.Fixed), exactSize(o.Size), formatSize(o.BlockSize))
+		fmt.Fprintf(w, "%s: created, %s, %s, blocks of %s\n", path, what, exactSize(o.Size), formatSize(o.BlockSize))
 	})
-	return nil
 }
 
 func kind(fixed bool) string {

@@ -32,7 +32,7 @@ A disk never shrinks. A log is replayed first.`,
   vhdxctl grow disk.vhdx +512M`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
-			r, err := grow(args[0], args[1])
+			r, err := a.grow(args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -42,13 +42,13 @@ A disk never shrinks. A log is replayed first.`,
 	}
 }
 
-func grow(path, arg string) (growResult, error) {
+func (a *app) grow(path, arg string) (growResult, error) {
 	digits, relative := strings.CutPrefix(arg, "+")
 	size, err := parseSize(digits)
 	if err != nil {
 		return growResult{}, err
 	}
-	im, err := vhdx.OpenPath(path, vhdx.OpenOptions{})
+	im, err := a.openImage(path, vhdx.OpenOptions{})
 	if err != nil {
 		return growResult{}, err
 	}

@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -27,6 +30,12 @@ type infoResult struct {
 	DiskID             string     `json:"diskID"`
 	FileWriteGUID      string     `json:"fileWriteGUID"`
 	DataWriteGUID      string     `json:"dataWriteGUID"`
+	Type               string     `json:"type"` // dynamic, fixed or differencing
+	// Chain is what a differencing image stands on, its parent first.
+	Chain []layerResult `json:"chain,omitempty"`
+	// ChainBroken says why there is no chain where there should be one.
+	ChainBroken string        `json:"chainBroken,omitempty"`
+	Parent      *parentResult `json:"parent,omitempty"`
 }
 
 // logResult describes a log that must be, or was, replayed.
@@ -41,30 +50,41 @@ func (a *app) infoCommand() *cobra.Command {
 		Use:   "info PATH",
 		Short: "Describe an image",
 		Long: `Describe an image. It is opened read-only and not changed: a log that must be
-replayed is applied in memory.`,
+replayed is applied in memory. Of a differencing image, what it stands on is shown
+too; if that is not to be had, it is said, and the image described alone.`,
 		Example: `  vhdxctl info disk.vhdx
   vhdxctl info --json disk.vhdx | jq .allocatedBlocks`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			info, err := readInfo(args[0])
+			r, err := a.info(args[0])
 			if err != nil {
 				return err
 			}
-			r := newInfoResult(args[0], info)
 			a.print(r, r.print)
 			return nil
 		},
 	}
 }
 
-// readInfo opens an image read-only, which validates all of it but the data.
-func readInfo(path string) (vhdx.Info, error) {
-	im, err := vhdx.OpenPath(path, vhdx.OpenOptions{ReadOnly: true})
+// info opens an image read-only, which validates all of it but the data. An
+// image whose parent is not to be had is described alone.
+func (a *app) info(path string) (infoResult, error) {
+	im, broken, err := a.openChain(path)
 	if err != nil {
-		return vhdx.Info{}, err
+		return infoResult{}, err
 	}
-	info := im.Info()
-	return info, im.Close()
+	r := newInfoResult(path, im.Info())
+	for i, l := range im.Layers() {
+		if layer := newLayerResult(l); i > 0 {
+			r.Chain = append(r.Chain, layer)
+		} else {
+			r.Parent = layer.Parent
+		}
+	}
+	if broken != nil {
+		r.ChainBroken = broken.Error()
+	}
+	return r, im.Close()
 }
 
 func newInfoResult(path string, i vhdx.Info) infoResult {
@@ -74,7 +94,7 @@ func newInfoResult(path string, i vhdx.Info) infoResult {
 		BlockSize: i.BlockSize, LogicalSectorSize: i.LogicalSectorSize, PhysicalSectorSize: i.PhysicalSectorSize,
 		PayloadBlocks: i.PayloadBlocks, AllocatedBlocks: i.AllocatedBlocks,
 		LogSize: i.LogSize, Log: newLogResult(i.Replay),
-		DiskID: i.DiskID, FileWriteGUID: i.FileWriteGUID, DataWriteGUID: i.DataWriteGUID,
+		DiskID: i.DiskID, FileWriteGUID: i.FileWriteGUID, DataWriteGUID: i.DataWriteGUID, Type: kindOfImage(i),
 	}
 }
 
@@ -102,9 +122,9 @@ func (r infoResult) print(w io.Writer) {
 		log = fmt.Sprintf("must be replayed (%v): vhdxctl check -r all '%s'", r.Log, r.Path)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, row := range [][2]string{
+	rows := [][2]string{
 		{"image", r.Path},
-		{"format", "VHDX, " + kind(r.Fixed)},
+		{"format", "VHDX, " + r.Type},
 		{"virtual size", exactSize(r.VirtualSize)},
 		{"file size", exactSize(r.FileSize)},
 		{"allocated", fmt.Sprintf("%d of %d blocks of %s", r.AllocatedBlocks, r.PayloadBlocks, formatSize(r.BlockSize))},
@@ -114,7 +134,20 @@ func (r infoResult) print(w io.Writer) {
 		{"disk id", r.DiskID},
 		{"file write GUID", r.FileWriteGUID},
 		{"data write GUID", r.DataWriteGUID},
-	} {
+	}
+	if p := r.Parent; p != nil {
+		rows = append(rows, [2]string{"parent linkage", p.Linkage})
+		for _, key := range slices.Sorted(maps.Keys(p.Paths)) {
+			rows = append(rows, [2]string{"parent path", p.Paths[key] + " (" + key + ")"})
+		}
+	}
+	for i, l := range r.Chain {
+		rows = append(rows, [2]string{"stands on", fmt.Sprintf("%s%s, %s, %d blocks", strings.Repeat("  ", i), l.Path, l.Type, l.AllocatedBlocks)})
+	}
+	if r.ChainBroken != "" {
+		rows = append(rows, [2]string{"stands on", "BROKEN: " + r.ChainBroken})
+	}
+	for _, row := range rows {
 		fmt.Fprintf(t, "%s:\t%s\n", row[0], row[1])
 	}
 	_ = t.Flush() // to standard output; there is nowhere else to complain

@@ -73,14 +73,24 @@ func (c *conversion) identify(src opened) (identity, error) {
 		id.Files = append(id.Files, fmt.Sprintf("%d:%d, %d bytes, %d.%09d", st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec))
 	}
 	if src.image != nil {
-		info := src.image.Info()
-		id.GUIDs = []string{info.FileWriteGUID, info.DataWriteGUID}
+		for _, l := range src.image.Layers() {
+			id.GUIDs = append(id.GUIDs, l.FileWriteGUID, l.DataWriteGUID)
+		}
 	}
 	return id, nil
 }
 
 // layerPaths are the files that a source is read from.
-func layerPaths(src opened) []string { return []string{src.name} }
+func layerPaths(src opened) []string {
+	if src.image == nil {
+		return []string{src.name}
+	}
+	var paths []string
+	for _, l := range src.image.Layers() {
+		paths = append(paths, l.File)
+	}
+	return paths
+}
 
 // resumable copies to TARGET.partial and notes how far it is safe. The note is
 // there before the copy is, and says nothing that is not durable.

@@ -30,6 +30,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 type app struct {
 	out, errOut io.Writer
 	json        bool
+	parents     string // where parents may be; "": beside the image and below
 }
 
 // run runs a command line and returns the exit code.
@@ -70,8 +71,22 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		SilenceUsage:  true,
 	}
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
-	root.AddCommand(a.createCommand(ctx), a.infoCommand(), a.checkCommand(ctx), a.growCommand(), a.convertCommand(ctx), a.compareCommand(ctx), a.mapCommand())
-	root.AddCommand(a.replayCommand(), a.dumpCommand(ctx), a.metadataCommand())
+	root.PersistentFlags().StringVar(&a.parents, "parents", "", "the `directory` in and below which parents of differencing images may be (default: the image's own)")
+	root.AddCommand(
+		a.benchCommand(ctx),
+		a.chainCommand(),
+		a.checkCommand(ctx),
+		a.childCommand(),
+		a.compareCommand(ctx),
+		a.convertCommand(ctx),
+		a.createCommand(ctx),
+		a.dumpCommand(ctx),
+		a.growCommand(),
+		a.infoCommand(),
+		a.mapCommand(),
+		a.metadataCommand(),
+		a.replayCommand(),
+	)
 	return root
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/disk"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -57,7 +58,17 @@ func (a *app) openSource(path, format string) (opened, error) {
 
 // openReadOnly opens an image, and the chain it stands on, for reading.
 func (a *app) openReadOnly(path string) (*vhdx.Image, error) {
-	return vhdx.OpenPath(path, vhdx.OpenOptions{ReadOnly: true})
+	return a.openImage(path, vhdx.OpenOptions{ReadOnly: true})
+}
+
+// openImage opens an image, and its chain from where parents may be.
+func (a *app) openImage(path string, o vhdx.OpenOptions) (*vhdx.Image, error) {
+	dir := a.parents
+	if dir == "" {
+		dir = filepath.Dir(path)
+	}
+	o.Parents = vhdx.ParentsIn(dir)
+	return vhdx.OpenPath(path, o)
 }
 
 func probeFile(path string) (string, error) {

@@ -12,7 +12,7 @@ type RunKind uint8
 
 // The kinds of run. All but RunData read zero.
 const (
-	RunAbsent    RunKind = iota // NOT_PRESENT in every layer: never written
+	RunAbsent    RunKind = iota // NOT_PRESENT in every layer that is asked, or zero in a parent
 	RunZero                     // ZERO
 	RunUndefined                // UNDEFINED
 	RunUnmapped                 // UNMAPPED
@@ -38,6 +38,7 @@ type Run struct {
 // NextRun describes the disk from off on, as far as it is alike; io.EOF at its
 // end. An image that is being written may have changed by the time it answers.
 func (im *Image) NextRun(off int64) (Run, error) {
+	im = im.head()
 	pin := im.pins.enter()
 	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
@@ -48,30 +49,39 @@ func (im *Image) NextRun(off int64) (Run, error) {
 
 // nextRun is NextRun for a caller inside im.pins.
 func (im *Image) nextRun(off int64) (Run, error) {
-	size := im.Size()
+	size := im.size.Load()
 	switch {
 	case off == size:
 		return Run{}, io.EOF
 	case off < 0 || off > size:
 		return Run{}, im.checkRange(off, 0)
 	}
-	run := im.runInBlock(off)
-	for end := run.Offset + run.Length; end < size; end = run.Offset + run.Length {
-		next := im.runInBlock(end)
+	run, err := im.runAt(off, size-off)
+	for end := run.Offset + run.Length; err == nil && end < size; end = run.Offset + run.Length {
+		next, err := im.runAt(end, size-end)
+		if err != nil {
+			return run, nil // whoever asks for what follows is told
+		}
 		if next.Kind != run.Kind || next.Layer != run.Layer || run.Kind == RunData && next.FileOffset != run.FileOffset+run.Length {
 			break
 		}
 		run.Length += next.Length
 	}
-	return run, nil
+	return run, err
 }
 
-// runInBlock is nextRun up to the end of the block at most.
-func (im *Image) runInBlock(off int64) Run {
-	run := Run{Offset: off, Length: min(im.Size()-off, im.blockSize-off&(im.blockSize-1)), FileOffset: -1}
-	switch e := im.payload(off >> im.blockShift); e.State() {
-	case ondisk.BlockFullyPresent:
-		run.Kind, run.FileOffset = RunData, e.Offset()+off&(im.blockSize-1)
+// runAt describes the first part of a range, which lies in one block.
+func (im *Image) runAt(off, n int64) (Run, error) {
+	p, err := im.find(off, n)
+	if err != nil {
+		return Run{}, fmt.Errorf("%s: map at %#x: %w", im.name, off, err)
+	}
+	run := Run{Offset: off, Length: p.n, FileOffset: -1}
+	if p.layer != nil {
+		run.Kind, run.FileOffset, run.Layer = RunData, p.off, im.layerNumber(p.layer)
+		return run, nil
+	}
+	switch im.payload(off >> im.blockShift).State() {
 	case ondisk.BlockZero:
 		run.Kind = RunZero
 	case ondisk.BlockUndefined:
@@ -79,7 +89,15 @@ func (im *Image) runInBlock(off int64) Run {
 	case ondisk.BlockUnmapped:
 		run.Kind = RunUnmapped
 	}
-	return run
+	return run, nil
+}
+
+// layer is the inverse of layerNumber.
+func (im *Image) layer(number int) *Image {
+	if below := im.below.Load(); number > 0 && below != nil && number <= len(below.layers) {
+		return below.layers[number-1]
+	}
+	return im
 }
 
 // holeSeeker is a file that knows where its holes begin and end.
@@ -93,12 +111,13 @@ type holeSeeker interface {
 // zeros; start is Size if there is none. It asks the block tables, and inside
 // blocks the filesystem for holes: no data is read.
 func (im *Image) NextData(off int64) (start, end int64, err error) {
+	im = im.head()
 	pin := im.pins.enter()
 	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return 0, 0, err
 	}
-	for size := im.Size(); off < size; {
+	for size := im.size.Load(); off < size; {
 		run, err := im.nextRun(off)
 		if err != nil {
 			return 0, 0, err
@@ -115,7 +134,7 @@ func (im *Image) NextData(off int64) (start, end int64, err error) {
 			return first, last, nil
 		}
 	}
-	size := im.Size()
+	size := im.size.Load()
 	return size, size, nil
 }
 
@@ -123,7 +142,7 @@ func (im *Image) NextData(off int64) (start, end int64, err error) {
 // pages, that is no hole in the file; first == last if all of it is one.
 func (im *Image) dataInRun(run Run) (first, last int64, err error) {
 	first, last = run.Offset, run.Offset+run.Length
-	seeker, ok := im.layerFile(run.Layer).(holeSeeker)
+	seeker, ok := im.layer(run.Layer).payloadFile().(holeSeeker)
 	if !ok {
 		return first, last, nil
 	}
@@ -140,11 +159,57 @@ func (im *Image) dataInRun(run Run) (first, last int64, err error) {
 	return max(first, data&^(ioPage-1)+toDisk), min(last, roundUp(hole, ioPage)+toDisk), nil
 }
 
-// layerFile returns the file that holds a layer's payload. A log applied in
-// memory never touches payload.
-func (im *Image) layerFile(int) File {
+// payloadFile is the file itself: a log applied in memory never touches
+// payload.
+func (im *Image) payloadFile() File {
 	if o, ok := im.f.(*overlayFile); ok {
 		return o.File
 	}
 	return im.f
+}
+
+// Layer is one image of a chain.
+type Layer struct {
+	Info
+	// Parent is what the locator says of the image below; nil if there is none.
+	Parent *ParentLink
+}
+
+// ParentLink is what an image says of its parent.
+type ParentLink struct {
+	// Linkage is the DataWriteGuid that the parent must have; Linkage2, while a
+	// merge is under way, another that it may.
+	Linkage, Linkage2 string
+	Paths             []ParentPath
+}
+
+// Layers describes the image and all that it stands on, the parent after the
+// child, as far as it is open.
+func (im *Image) Layers() []Layer {
+	im = im.head()
+	layers := []Layer{{im.Info(), im.parentLink()}}
+	if below := im.below.Load(); below != nil {
+		for _, l := range below.layers {
+			l.committing.Lock()
+			layers = append(layers, Layer{l.infoLocked(), l.parentLink()})
+			l.committing.Unlock()
+		}
+	}
+	return layers
+}
+
+func (im *Image) parentLink() *ParentLink {
+	if !im.metadata.params.HasParent {
+		return nil
+	}
+	var link ParentLink
+	l := im.metadata.locator
+	link.Linkage, _ = l.Value(ondisk.LocatorParentLinkage)
+	link.Linkage2, _ = l.Value(ondisk.LocatorParentLinkage2)
+	for _, key := range ondisk.LocatorPaths {
+		if value, ok := l.Value(key); ok {
+			link.Paths = append(link.Paths, ParentPath{key, value})
+		}
+	}
+	return &link
 }

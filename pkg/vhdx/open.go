@@ -277,6 +277,11 @@ func (im *Image) newLayout() (*layout, error) {
 func (im *Image) Info() Info {
 	im = im.lockHead()
 	defer im.committing.Unlock()
+	return im.infoLocked()
+}
+
+// infoLocked: caller holds committing.
+func (im *Image) infoLocked() Info {
 	b := im.bat.Load()
 	m := &im.metadata
 	info := Info{
