@@ -24,7 +24,7 @@
 // always 5 s; 100 ms at most while there are culprits (below). A worker that is
 // killed from outside (SIGKILL without an out-of-memory kill on the machine) has
 // not failed; if it was not ready yet, its successor waits 10 ms, no more. Life as
-// long as Options.Settle ends the row.
+// long as Options.Settle, or so long without a failure, ends the row.
 //
 // # Blame
 //

@@ -129,8 +129,9 @@ type supervisor struct {
 	worker   *worker // nil: there is none now
 	leaving  []*worker
 	strikes  map[string]uint32
-	failures int // in a row
-	started  int // workers so far
+	failures int       // in a row
+	failed   time.Time // the last of them
+	started  int       // workers so far
 
 	signals  chan os.Signal
 	children chan os.Signal   // SIGCHLD
@@ -316,11 +317,12 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 	if !e.failed && !ready {
 		r.Wait = unreadyWait
 	}
-	if r.Life >= s.o.Settle {
+	if r.Life >= s.o.Settle || time.Since(s.failed) >= s.o.Settle {
 		s.failures = 0
 	}
 	if r.Failed {
 		s.failures++
+		s.failed = time.Now()
 		r.Wait = backoff(s.failures)
 	}
 	if e.failed {

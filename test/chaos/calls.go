@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -91,7 +93,11 @@ func (g *guest) insist(ctx context.Context, call func(context.Context) error) er
 		switch code(err) {
 		case codes.Unavailable, codes.Aborted, codes.DeadlineExceeded:
 		default:
-			return err
+			// What is mounted at the staging path may be dead, until it is torn
+			// down: the volume was on its way up when the worker died.
+			if !errors.Is(err, fs.ErrExist) && !errors.Is(err, syscall.EIO) {
+				return err
+			}
 		}
 		select {
 		case <-g.c.p.Done():

@@ -90,10 +90,10 @@ func chaos(ctx context.Context, o options) (_ *result, err error) {
 	if err == nil && o.keep {
 		c.note(c.keepLog())
 	}
+	c.r.errors, c.r.wrong = c.found.errors.Load(), c.found.wrong.Load() // what fails from here on was killed for good
 	if cerr := c.cleanUp(ctx, err); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("%w: %w", errDirty, cerr))
 	}
-	c.r.errors, c.r.wrong = c.found.errors.Load(), c.found.wrong.Load()
 	return c.r, errors.Join(err, c.judge(only != nil, err))
 }
 
