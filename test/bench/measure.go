@@ -156,6 +156,24 @@ func (b *bench) freshImage(ctx context.Context, t target, w workload) (v float64
 // fio runs one job and returns MB/s for jobs of 1 MiB, IOPS for others. The
 // time of the final sync counts.
 func fio(ctx context.Context, dev string, args ...string) (float64, error) {
+	s, err := fioJob(ctx, dev, args...)
+	if err != nil {
+		return 0, err
+	}
+	if s.Bytes/s.IOs > 1<<19 {
+		return s.Bytes / s.Runtime / 1000, nil
+	}
+	return s.IOs / s.Runtime * 1000, nil
+}
+
+// side is what fio reports of a job's reads or writes.
+type side struct {
+	Bytes   float64 `json:"io_bytes"`
+	IOs     float64 `json:"total_ios"`
+	Runtime float64 `json:"runtime"` // ms
+}
+
+func fioJob(ctx context.Context, dev string, args ...string) (s side, err error) {
 	cmd := exec.CommandContext(ctx, "fio", append([]string{
 		"--name=bench", "--filename=" + dev, "--direct=1", "--ioengine=io_uring", "--output-format=json",
 		"--norandommap", "--randrepeat=0", "--invalidate=0",
@@ -164,31 +182,22 @@ func fio(ctx context.Context, dev string, args ...string) (float64, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return 0, fmt.Errorf("fio: %w\n%s", err, stderr.String())
-	}
-	type side struct {
-		Bytes   float64 `json:"io_bytes"`
-		IOs     float64 `json:"total_ios"`
-		Runtime float64 `json:"runtime"` // ms
+		return s, fmt.Errorf("fio: %w\n%s", err, stderr.String())
 	}
 	var report struct {
 		Jobs []struct{ Read, Write side }
 	}
 	if err := json.Unmarshal(out, &report); err != nil {
-		return 0, fmt.Errorf("fio's report: %w\n%s", err, out)
+		return s, fmt.Errorf("fio's report: %w\n%s", err, out)
 	}
 	if len(report.Jobs) != 1 {
-		return 0, fmt.Errorf("fio's report has %d jobs\n%s", len(report.Jobs), out)
+		return s, fmt.Errorf("fio's report has %d jobs\n%s", len(report.Jobs), out)
 	}
-	s := report.Jobs[0].Read
-	if s.IOs == 0 {
+	if s = report.Jobs[0].Read; s.IOs == 0 {
 		s = report.Jobs[0].Write
 	}
 	if s.IOs == 0 || s.Runtime == 0 {
-		return 0, fmt.Errorf("fio did nothing:\n%s", out)
+		return s, fmt.Errorf("fio did nothing:\n%s", out)
 	}
-	if s.Bytes/s.IOs > 1<<19 {
-		return s.Bytes / s.Runtime / 1000, nil
-	}
-	return s.IOs / s.Runtime * 1000, nil
+	return s, nil
 }

@@ -30,6 +30,7 @@ type target struct {
 type device struct {
 	path   string
 	detach func() error
+	pid    int // of the server, if it is ours
 }
 
 const (
@@ -91,7 +92,7 @@ func loop(path, name string) (device, error) {
 	if err != nil {
 		return device{}, err
 	}
-	return device{dev, func() error {
+	return device{path: dev, detach: func() error {
 		for range 100 {
 			_, err = loopdev.Detach(n, name)
 			if !errors.Is(err, loopdev.ErrBusy) {
@@ -140,7 +141,7 @@ func attachOurs(prefix []string, how string) func(context.Context, string) (devi
 		if err != nil {
 			return device{}, fmt.Errorf("serve %s: %w", path, errors.Join(err, stop()))
 		}
-		return device{strings.TrimSpace(dev), stop}, nil
+		return device{strings.TrimSpace(dev), stop, cmd.Process.Pid}, nil
 	}
 }
 
@@ -175,7 +176,7 @@ func attachQEMU(prefix []string, aio string) func(context.Context, string) (devi
 		if err != nil {
 			return device{}, errors.Join(err, stop())
 		}
-		return device{d.path, func() error { return errors.Join(d.detach(), stop()) }}, nil
+		return device{path: d.path, detach: func() error { return errors.Join(d.detach(), stop()) }}, nil
 	}
 }
 
