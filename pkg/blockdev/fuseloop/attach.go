@@ -1,6 +1,7 @@
 package fuseloop
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -46,6 +47,7 @@ type Options struct {
 
 	fault   string // test switch: the step to fail at
 	release string // test switch: the kernel's release
+	maxIO   uint32 // test switch: the largest READ or WRITE of new connections
 }
 
 // Attacher makes fuseloop devices.
@@ -68,6 +70,7 @@ func New(o Options) *Attacher {
 	if o.Crashing == nil {
 		o.Crashing = func(string) {}
 	}
+	o.maxIO = cmp.Or(o.maxIO, maxIO)
 	return &Attacher{o: o, live: map[string]*Device{}}
 }
 

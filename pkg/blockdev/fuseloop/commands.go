@@ -65,24 +65,30 @@ type attachArgs struct {
 	tag       string
 	blockSize int
 	readOnly  bool
+	maxIO     uint32 // the largest READ
 	fault     string // test switch: the step to fail at
 }
 
 func (a attachArgs) strings() []string {
-	return []string{a.tag, strconv.Itoa(a.blockSize), strconv.FormatBool(a.readOnly), a.fault}
+	return []string{a.tag, strconv.Itoa(a.blockSize), strconv.FormatBool(a.readOnly), strconv.FormatUint(uint64(a.maxIO), 10), a.fault}
 }
 
 func parseAttachArgs(args []string) (a attachArgs, err error) {
-	if len(args) != 4 {
-		return a, fmt.Errorf("want 4 arguments, got %q", args)
+	if len(args) != 5 {
+		return a, fmt.Errorf("want 5 arguments, got %q", args)
 	}
-	a.tag, a.fault = args[0], args[3]
+	a.tag, a.fault = args[0], args[4]
 	if a.blockSize, err = strconv.Atoi(args[1]); err != nil {
 		return a, fmt.Errorf("block size: %w", err)
 	}
 	if a.readOnly, err = strconv.ParseBool(args[2]); err != nil {
 		return a, fmt.Errorf("read-only: %w", err)
 	}
+	most, err := strconv.ParseUint(args[3], 10, 32)
+	if err != nil {
+		return a, fmt.Errorf("largest read: %w", err)
+	}
+	a.maxIO = uint32(most)
 	return a, nil
 }
 
@@ -97,7 +103,7 @@ func childAttach(c *helper.Child) error {
 		return err
 	}
 	fuse, link := c.File(0), c.File(1)
-	mount, err := mountDetached(int(fuse.Fd()), a.fault)
+	mount, err := mountDetached(int(fuse.Fd()), a)
 	// The server alone must hold its descriptor: else a child that waits for
 	// a server that has ended would keep the connection, and so itself, alive.
 	_ = fuse.Close()
@@ -136,9 +142,9 @@ func childAttach(c *helper.Child) error {
 }
 
 // mountDetached makes a mount of the connection that is in no mount table.
-func mountDetached(fuse int, fault string) (int, error) {
+func mountDetached(fuse int, a attachArgs) (int, error) {
 	ctx, err := unix.Fsopen("fuse", unix.FSOPEN_CLOEXEC)
-	if err = failAt(fault, stepFsopen, err); err != nil {
+	if err = failAt(a.fault, stepFsopen, err); err != nil {
 		return -1, fmt.Errorf("fsopen fuse: %w", err)
 	}
 	defer func() { _ = unix.Close(ctx) }()
@@ -148,17 +154,17 @@ func mountDetached(fuse int, fault string) (int, error) {
 		{"rootmode", "40000"},
 		{"user_id", "0"},
 		{"group_id", "0"},
-		{"max_read", strconv.Itoa(maxIO)},
+		{"max_read", strconv.FormatUint(uint64(a.maxIO), 10)},
 	} {
 		if err := unix.FsconfigSetString(ctx, kv[0], kv[1]); err != nil {
 			return -1, fmt.Errorf("fsconfig %s=%s: %w", kv[0], kv[1], err)
 		}
 	}
-	if err := failAt(fault, stepFsconfig, unix.FsconfigCreate(ctx)); err != nil {
+	if err := failAt(a.fault, stepFsconfig, unix.FsconfigCreate(ctx)); err != nil {
 		return -1, fmt.Errorf("create FUSE superblock: %w", err)
 	}
 	mount, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC|unix.MOUNT_ATTR_NOATIME)
-	if err = failAt(fault, stepFsmount, err); err != nil {
+	if err = failAt(a.fault, stepFsmount, err); err != nil {
 		return -1, fmt.Errorf("fsmount: %w", err)
 	}
 	return mount, nil

@@ -66,7 +66,9 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 		return err
 	}
 	deathpoint.Reach(deathpoint.AttachOpened)
-	goOn, err := d.startServer(newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image))
+	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
+	s.maxIO = int64(d.a.o.maxIO)
+	goOn, err := d.startServer(s)
 	if err != nil {
 		return err
 	}

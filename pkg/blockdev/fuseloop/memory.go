@@ -23,7 +23,7 @@ type memory struct {
 }
 
 func newMemory(depth int, maxIO int64) (memory, error) {
-	bigSize := dataAt + int(maxIO)
+	bigSize := dataAt + max(int(maxIO), smallIO) // a read of /dev/fuse takes at least 8 KiB
 	all, err := uring.Map(bigBuffers*bigSize + depth*smallSize + page)
 	if err != nil {
 		return memory{}, err

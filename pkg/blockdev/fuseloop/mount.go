@@ -30,7 +30,7 @@ func (d *Device) startMaker(ctx context.Context, image blockdev.Image) (*maker, 
 	m := &maker{link: os.NewFile(uintptr(pair[0]), "link"), ended: make(chan struct{})}
 	theirs := os.NewFile(uintptr(pair[1]), "link")
 	args := attachArgs{
-		tag: d.tag, blockSize: image.LogicalSectorSize(), readOnly: image.ReadOnly(), fault: d.a.o.fault,
+		tag: d.tag, blockSize: image.LogicalSectorSize(), readOnly: image.ReadOnly(), maxIO: d.a.o.maxIO, fault: d.a.o.fault,
 	}
 	started := make(chan struct{})
 	call := helper.Call{
@@ -82,7 +82,7 @@ func (d *Device) mount(ctx context.Context, c blockdev.Config, goOn func(bool)) 
 	if err != nil {
 		return err
 	}
-	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, make([]byte, dataAt+maxIO), m.ended)
+	agreed, err := negotiate(int(d.fuse.Fd()), c.QueueDepth, d.a.o.maxIO, make([]byte, dataAt+mostIO), m.ended)
 	deathpoint.Reach(deathpoint.AttachNegotiated)
 	keep := c.Keep != nil
 	if err == nil && keep {

@@ -3,6 +3,7 @@ package fuseloop
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/devtest"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -274,4 +276,64 @@ func dup(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// A device that another version made, with requests smaller or larger than this
+// one's, is served as it was made.
+func TestResumeOtherSizes(t *testing.T) {
+	needRoot(t)
+	for _, size := range []uint32{4096, 64 << 10, mostIO} {
+		for _, noRing := range []bool{false, true} {
+			im := devtest.NewMemImage(16<<20, 512)
+			var meta []byte
+			var held *os.File
+			c := blockdev.Config{ID: fmt.Sprint(t.Name(), os.Getpid()), Image: im, Keep: func(m []byte, files ...*os.File) (err error) {
+				meta = m
+				held, err = dup(files[0])
+				return err
+			}}
+			d, err := New(Options{maxIO: size}).Attach(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.(blockdev.Releaser).Release(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			d, err = New(Options{NoRing: noRing}).Resume(t.Context(), c, meta, []*os.File{held})
+			if err != nil {
+				t.Fatal(err)
+			}
+			im.Record()
+			for _, args := range [][]string{
+				{"if=/dev/urandom", "of=" + d.Path(), "bs=4M", "count=4", "oflag=direct"},
+				{"if=" + d.Path(), "of=/dev/null", "bs=4M", "count=4", "iflag=direct"},
+			} {
+				if out, err := exec.Command("dd", append(args, "iflag=fullblock")...).CombinedOutput(); err != nil {
+					t.Fatalf("%v: %v: %s", args, err, out)
+				}
+			}
+			most := map[string]int64{}
+			for _, op := range im.Recorded() {
+				most[op.Kind] = max(most[op.Kind], op.N)
+			}
+			// The kernel cuts requests of much memory smaller still.
+			if least := min(int64(size), maxIO+1); most["read"] < least || most["write"] < least || max(most["read"], most["write"]) > int64(size) {
+				t.Errorf("made with requests of %d bytes, served with %v", size, most)
+			}
+			out, err := exec.Command("sha256sum", d.Path()).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := make([]byte, im.Size())
+			if _, err := im.ReadAt(data, 0); err != nil {
+				t.Fatal(err)
+			}
+			if want := fmt.Sprintf("%x ", sha256.Sum256(data)); !strings.HasPrefix(string(out), want) {
+				t.Errorf("with requests of %d bytes the device is not what the image is", size)
+			}
+			if err := d.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }

@@ -109,12 +109,12 @@ type params struct {
 
 // negotiate answers INIT, the first request of a connection. Until the mount
 // exists the descriptor answers EPERM; gaveUp says that it never will.
-func negotiate(fd, depth int, buf []byte, gaveUp <-chan struct{}) (params, error) {
+func negotiate(fd, depth int, maxIO uint32, buf []byte, gaveUp <-chan struct{}) (params, error) {
 	for {
 		n, err := unix.Read(fd, buf)
 		switch {
 		case err == nil:
-			return answerInit(fd, depth, buf[:n])
+			return answerInit(fd, depth, maxIO, buf[:n])
 		case errors.Is(err, unix.EPERM), errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 		case errors.Is(err, unix.ENODEV): // it was made, and is gone again
 			return params{}, errGaveUp
@@ -131,7 +131,7 @@ func negotiate(fd, depth int, buf []byte, gaveUp <-chan struct{}) (params, error
 
 var errGaveUp = errors.New("no mount was made")
 
-func answerInit(fd, depth int, msg []byte) (params, error) {
+func answerInit(fd, depth int, maxIO uint32, msg []byte) (params, error) {
 	h, err := w.DecodeInHeader(msg)
 	if err != nil {
 		return params{}, err
