@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"syscall"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -19,6 +20,8 @@ var advices = []struct {
 	{errHalfWritten, "Run the command again before the target is used."},
 	{errTargetExists, "Nothing was replaced. Choose another name, replace the file with --overwrite, or write into it with -n."},
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
+	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},
+	{blockdev.ErrBusy, "Unmount it, or close what has it open. It is still there, and served."},
 	{vhdx.ErrParentRefused, "If the parent is rightly elsewhere, say where parents may be: --parents DIR."},
 	{vhdx.ErrParentMissing, "Put the parent where the image says it is, or say where parents may be: --parents DIR."},
 	{vhdx.ErrParentMismatch, "The parent has been written to since the child was made, or is another image. Restore it from a backup; nothing was changed."},

@@ -73,6 +73,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON: results on stdout, errors on stderr")
 	root.PersistentFlags().StringVar(&a.parents, "parents", "", "the `directory` in and below which parents of differencing images may be (default: the image's own)")
 	root.AddCommand(
+		a.attachCommand(ctx),
 		a.benchCommand(ctx),
 		a.chainCommand(),
 		a.checkCommand(ctx),
@@ -80,6 +81,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		a.compareCommand(ctx),
 		a.convertCommand(ctx),
 		a.createCommand(ctx),
+		a.detachCommand(ctx),
 		a.dumpCommand(ctx),
 		a.growCommand(),
 		a.infoCommand(),

@@ -1,21 +1,29 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 func TestMain(m *testing.M) {
+	helper.RunIfHelper(fuseloop.Commands()...)
 	testscript.Main(m, map[string]func(){"vhdxctl": main})
 }
 
@@ -24,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Setup:               detachAfterwards,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":    cmdStatus,
 			"field":     cmdField,
@@ -33,10 +42,14 @@ func TestScripts(t *testing.T) {
 			"content":   cmdContent,
 			"raw":       cmdRaw,
 			"kept":      cmdKept,
+			"killed":    cmdKilled,
 			"zero":      cmdZero,
 			"copybytes": cmdCopyBytes,
 		},
 		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
 			if name, ok := strings.CutPrefix(cond, "oracle:"); ok {
 				_, err := exec.LookPath(name)
 				if err != nil && os.Getenv("CI") == "true" {
@@ -47,6 +60,41 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 	})
+}
+
+// detachAfterwards removes what a script that failed has left attached.
+func detachAfterwards(env *testscript.Env) error {
+	dir := filepath.Join(env.WorkDir, "run")
+	env.Defer(func() {
+		found, err := seats(dir)
+		for name, r := range found {
+			a := &app{out: io.Discard, errOut: io.Discard}
+			err = errors.Join(err, a.detach(context.Background(), dir, r.Device))
+			_ = os.Remove(name + ".json")
+		}
+		if err != nil {
+			env.T().Log("detach what is left: ", err)
+		}
+	})
+	return nil
+}
+
+// cmdKilled kills the server of an attached image: killed RUNDIR IMAGE.
+func cmdKilled(ts *testscript.TestScript, _ bool, args []string) {
+	name, r, err := findSeat(ts.MkAbs(args[0]), ts.MkAbs(args[1]))
+	ts.Check(err)
+	p, err := os.FindProcess(r.PID)
+	ts.Check(err)
+	ts.Check(p.Kill())
+	for range 200 {
+		if conn, err := net.Dial("unix", name+".sock"); err != nil {
+			return
+		} else if err := conn.Close(); err != nil {
+			ts.Fatalf("%v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	ts.Fatalf("process %d still serves", r.PID)
 }
 
 // cmdStatus runs a command that must exit with a code: status CODE COMMAND...
