@@ -66,6 +66,8 @@ const (
 	orderBitsThenTable
 	// A block's old bits are cleared before they count again.
 	orderClearStale
+	// A head is clean and durable before its child takes its place.
+	orderFreezeThenRecord
 	powerBarriers
 
 	// What follows is about the death of the process alone; without a journal
@@ -80,6 +82,8 @@ const (
 	orderInheritedStay
 	// Records are dropped after the log entry that holds them is durable.
 	orderCommitThenDrop
+	// The journal knows the child before it takes the head's place.
+	orderAnnounceChild
 	// The journal knows the new FileWriteGuid before the file carries it.
 	orderAnnounce
 
@@ -111,6 +115,8 @@ var barrierNames = [barrierCount]string{
 	syncData:              "sync data before logging its bits",
 	orderBitsThenTable:    "log bits no later than the table",
 	orderClearStale:       "clear stale bits before they count",
+	orderFreezeThenRecord: "freeze the head before its child takes its place",
+	orderAnnounceChild:    "announce the child to the journal",
 	orderLogThenApply:     "apply only what is durable in the log",
 	orderApplyCopy:        "apply the logged copy, not the live page",
 	orderEntryThenLogGUID: "write the first log entry before LogGuid",

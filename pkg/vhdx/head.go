@@ -9,10 +9,13 @@ type gate struct{ opened chan struct{} }
 
 // head returns the image that requests go to.
 func (im *Image) head() *Image {
-	if h := im.successor.Load(); h != nil {
-		return h
+	for {
+		next := im.successor.Load()
+		if next == nil {
+			return im
+		}
+		im = next
 	}
-	return im
 }
 
 // enterWrite returns the head with its session begun, and a pin that keeps it

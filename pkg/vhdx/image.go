@@ -39,9 +39,9 @@ type Image struct {
 	below     atomic.Pointer[chain] // what a differencing image lies on
 	unaligned sync.Mutex            // held over the read and the write of a part of a sector
 
-	// successor is the image that has taken this one's place. Of an image that
-	// was opened it is the newest; see Rotate.
+	// successor is an image that has taken this one's place; see Rotate.
 	successor atomic.Pointer[Image]
+	number    uint32               // counts the images that have been the head
 	gate      atomic.Pointer[gate] // writes wait here while a rotation is under way
 	frozen    atomic.Bool          // it has been rotated away and is never written again
 	rotation  sync.Mutex           // one rotation, replacement of the parent or Close at a time; before pins and committing
@@ -77,7 +77,7 @@ func (im *Image) LogicalSectorSize() int { return im.metadata.logicalSectorSize 
 func (im *Image) PhysicalSectorSize() int { return im.metadata.physicalSectorSize }
 
 // ReadOnly reports whether the image was opened read-only.
-func (im *Image) ReadOnly() bool { return im.opts.ReadOnly }
+func (im *Image) ReadOnly() bool { return im.opts.ReadOnly } // a rotation changes none of the three
 
 // Poisoned returns the first failure that made the image refuse writes, or nil.
 func (im *Image) Poisoned() error {

@@ -14,6 +14,9 @@ import (
 // goes through ReadAt or WriteAt. The mapping stays until Unpin(pin).
 func (im *Image) Pin(write bool, off, n int64) (fileOff int64, pin uint32, ok bool) {
 	im = im.head()
+	if im.number > 0 {
+		return 0, 0, false // Descriptor is another file's
+	}
 	pin = im.pins.enter()
 	if fileOff, ok = im.locate(write, off, n); !ok {
 		im.pins.leave(pin)

@@ -38,7 +38,7 @@ func newMetadataItem(region ondisk.Region, e ondisk.MetadataEntry) MetadataItem 
 
 // MetadataItems returns the entries of the metadata table, in its order.
 func (im *Image) MetadataItems() []MetadataItem {
-	im.committing.Lock()
+	im = im.lockHead()
 	defer im.committing.Unlock()
 	var all []MetadataItem
 	for _, e := range im.metadata.table.Entries {
@@ -54,7 +54,7 @@ func (im *Image) UserItem(id string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	im.committing.Lock()
+	im = im.lockHead()
 	defer im.committing.Unlock()
 	if err := im.usable(false); err != nil {
 		return nil, err
@@ -142,7 +142,7 @@ func (im *Image) SetDiskID(id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	im.committing.Lock()
+	im = im.lockHead()
 	defer im.committing.Unlock()
 	im.metadata.diskID = guid
 	return guid.String(), nil
@@ -181,13 +181,13 @@ func newMetadataEdit(im *Image) *metadataEdit {
 
 // editMetadata makes a change of the region, durably and as a whole.
 func (im *Image) editMetadata(change func(*metadataEdit) error) error {
-	if err := im.usable(true); err != nil {
+	if err := im.head().usable(true); err != nil {
 		return err
 	}
-	if err := im.begin(); err != nil {
+	im, err := im.lockWritable()
+	if err != nil {
 		return err
 	}
-	im.committing.Lock()
 	defer im.committing.Unlock()
 	if err := im.usable(true); err != nil {
 		return err

@@ -200,14 +200,7 @@ func (im *Image) openParent() (*parentRef, error) {
 // openParentFile opens the image in f, which it takes over, as im's parent.
 func (im *Image) openParentFile(f File) (*parentRef, error) {
 	trail := im.opts.trail
-	var self FileID
-	if own, ok := im.f.(Identified); ok {
-		self = own.Identity()
-	} else if o, ok := im.f.(*overlayFile); ok {
-		if own, ok := o.File.(Identified); ok {
-			self = own.Identity()
-		}
-	}
+	self, _ := identity(im.f)
 	trail = append(trail[:len(trail):len(trail)], self)
 	ref, err := shareParent(f, trail)
 	if ref == nil && err == nil {

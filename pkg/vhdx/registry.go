@@ -46,14 +46,9 @@ func (r *registry) find(id FileID) *parentRef {
 // been quicker: then that is what counts, and im is closed.
 func (r *registry) add(im *Image) *parentRef {
 	ref := &parentRef{im: im, users: 1}
-	f, ok := im.f.(Identified)
-	if o, isOverlay := im.f.(*overlayFile); isOverlay {
-		f, ok = o.File.(Identified)
-	}
-	if !ok {
+	if ref.id, ref.known = identity(im.f); !ref.known {
 		return ref
 	}
-	ref.id, ref.known = f.Identity(), true
 	r.mu.Lock()
 	first := r.open[ref.id]
 	if first == nil {
@@ -67,6 +62,33 @@ func (r *registry) add(im *Image) *parentRef {
 	}
 	_ = im.Close() // nothing was written
 	return first
+}
+
+// identity returns that of a file, or of the file below an overlay.
+func identity(f File) (FileID, bool) {
+	if o, ok := f.(*overlayFile); ok {
+		f = o.File
+	}
+	own, ok := f.(Identified)
+	if !ok {
+		return FileID{}, false
+	}
+	return own.Identity(), true
+}
+
+// addFrozen takes in a head that has been rotated away, and ends its own use
+// as a head. From now on others may open it as a parent.
+func (r *registry) addFrozen(ref *parentRef) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ref.users--
+	if id, ok := identity(ref.im.f); ok && r.open[id] == nil {
+		ref.id, ref.known = id, true
+		r.open[id] = ref
+	}
+	if l, ok := ref.im.f.(interface{ lock(exclusive bool) error }); ok {
+		_ = l.lock(false) // it stays exclusive otherwise, which is safe and in the way of others only
+	}
 }
 
 // release ends one use; the last closes the image.

@@ -167,7 +167,9 @@ func (im *Image) closeSelf() error {
 	defer im.committing.Unlock()
 	im.background.Wait() // nobody is left to start another growth
 	err := im.Poisoned()
-	if err == nil && im.begun.Load() {
+	if im.frozen.Load() {
+		err = nil // a rotation has ended its session
+	} else if err == nil && im.begun.Load() {
 		err = im.endSession()
 	} else if err == nil && im.headers.unsynced {
 		err = im.sync(syncClosed)
