@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"reflect"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -256,11 +257,45 @@ func TestPluginFlags(t *testing.T) {
 				continue
 			}
 			for _, arg := range c.Args {
-				flag, _, _ := strings.Cut(arg, "=")
+				flag, _, ok := strings.Cut(arg, "=")
+				if !ok {
+					flag = "vhdx-csi " + arg // a command
+				}
 				if !bytes.Contains(reference, []byte("`"+flag)) {
 					t.Errorf("%s: flag %s is not in docs/reference/vhdx-csi.md", name, flag)
 				}
 			}
+		}
+	}
+}
+
+// TestKeeperSocket: the node plugin finds the keeper's socket, in a directory
+// that both have from the host, and neither takes the other along.
+func TestKeeperSocket(t *testing.T) {
+	const socket = "--keeper-socket=/run/vhdx-csi/keeper.sock"
+	all := pods(build(t, "base"))
+	for _, name := range []string{"vhdx-csi-keeper", "vhdx-csi-node"} {
+		pod := all[name]
+		at := ""
+		for _, c := range pod.Containers {
+			if !slices.Contains(c.Args, socket) {
+				continue
+			}
+			for _, m := range c.VolumeMounts {
+				if m.MountPath == "/run/vhdx-csi" {
+					at = m.Name
+				}
+			}
+		}
+		if !slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool {
+			return v.Name == at && v.HostPath != nil && v.HostPath.Path == "/run/vhdx-csi"
+		}) {
+			t.Errorf("%s: no container has %s in a directory of the host", name, socket)
+		}
+	}
+	for _, c := range all["vhdx-csi-keeper"].Containers {
+		if c.LivenessProbe != nil || !reflect.DeepEqual(c.Resources.Limits, c.Resources.Requests) {
+			t.Errorf("the keeper's container %s can be killed for a probe or for memory", c.Name)
 		}
 	}
 }
