@@ -14,6 +14,9 @@ type CheckOptions struct {
 	// PerCode is how many findings of each code are listed; the others are
 	// counted alone. 0: 100.
 	PerCode int
+	// Parents opens what a differencing image refers to, as in [OpenOptions].
+	// Nil: the chain is not checked.
+	Parents ParentOpener
 	// Progress, if set, is told how many bytes of the BAT have been checked.
 	// Its error ends the check.
 	Progress func(done, total int64) error
@@ -41,13 +44,14 @@ type checker struct {
 	r   *Report
 	im  *Image // never opened: what reads headers and log
 
-	table    ondisk.RegionTable
-	tableAt  int64 // offset of the copy that counts
-	bat      *ondisk.Region
-	meta     metadata
-	haveMeta bool
-	locator  *ondisk.ParentLocator // nil: none
-	geometry ondisk.Geometry
+	table     ondisk.RegionTable
+	tableAt   int64 // offset of the copy that counts
+	bat       *ondisk.Region
+	meta      metadata
+	haveMeta  bool
+	locator   *ondisk.ParentLocator // nil: none
+	locatorAt int64
+	geometry  ondisk.Geometry
 
 	space  *spaceMap
 	places structures
@@ -79,7 +83,7 @@ func (c *checker) run() error {
 	}
 	c.r.FileSize, c.im.fileEnd = size, size
 	for _, step := range []func() error{
-		c.checkHead, c.checkLog, c.checkRegions, c.checkPlaces, c.checkMetadata, c.checkBAT, c.checkSpace,
+		c.checkHead, c.checkLog, c.checkRegions, c.checkPlaces, c.checkMetadata, c.checkChain, c.checkBAT, c.checkSpace,
 	} {
 		if err := c.ctx.Err(); err != nil {
 			return fmt.Errorf("check %s: %w", c.r.File, context.Cause(c.ctx))
@@ -91,7 +95,21 @@ func (c *checker) run() error {
 			return fmt.Errorf("check %s: %w", c.r.File, err)
 		}
 	}
+	if c.r.doubtful() {
+		c.keepLeaks()
+	}
 	return nil
+}
+
+// keepLeaks leaves unused space alone while something is damaged: it may be
+// what a damaged entry should lead to, and the only copy of that.
+func (c *checker) keepLeaks() {
+	c.plan.gaps, c.plan.tail = nil, 0
+	for i := range c.r.Findings {
+		if f := &c.r.Findings[i]; f.Severity == SeverityLeak {
+			f.Repair, f.Advice = "", "kept for now, since it may be what a damaged entry should lead to: repair again to free it"
+		}
+	}
 }
 
 // stop ends the check with a reason for the report.

@@ -145,9 +145,28 @@ func (b *batPass) take(off, length int64) {
 const maxClashes = 1 << 16
 
 // beyondDisk judges an entry of the last chunk of a differencing image, behind
-// the last block of the disk.
+// the last block of the disk. Whatever it says, nothing reads it.
 func (b *batPass) beyondDisk(index int64, e ondisk.BATEntry) {
-	b.warn(CodeBATBeyond, index, e, 0, "it belongs to no block of the disk")
+	state := e.State()
+	space := state == ondisk.BlockFullyPresent || state == ondisk.BlockPartiallyPresent ||
+		(state == ondisk.BlockUndefined || state == ondisk.BlockUnmapped) && e.Offset() != 0
+	b.c.plan.replace(index, 0)
+	severity := SeverityWarning
+	switch {
+	case e.Reserved() != 0, state == 4, e.OffsetMB() > maxFileSize/ondisk.MiB:
+		severity = SeverityCorrupt // it does not open
+	case space && (e.OffsetMB() == 0 || e.Offset() >= b.end || !isBlock(state) && e.Offset()+b.g.BlockSize > b.end):
+		severity = SeverityCorrupt
+	case space:
+		b.anchors = true
+		b.take(e.Offset(), b.g.BlockSize)
+	}
+	b.fixable(CodeBATBeyond, severity, index, e, "make it 0x0", "it belongs to no block of the disk")
+}
+
+// isBlock tells blocks with content from those that only remember a place.
+func isBlock(s ondisk.BlockState) bool {
+	return s == ondisk.BlockFullyPresent || s == ondisk.BlockPartiallyPresent
 }
 
 // bitmapEntry judges the entry of a sector bitmap block (MS-VHDX 2.5.1.2).

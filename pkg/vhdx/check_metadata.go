@@ -138,6 +138,7 @@ func (c *checker) judgeMetadata() error {
 // loadLocator reads the Parent Locator.
 func (c *checker) loadLocator(e ondisk.MetadataEntry, p Place) error {
 	c.checkFlags(e, p)
+	c.locatorAt = p.Offset
 	c.locator = &ondisk.ParentLocator{} // there is one, whatever it holds
 	b := make([]byte, e.Length)
 	whole, err := c.read(b, p.Offset)

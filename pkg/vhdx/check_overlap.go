@@ -80,7 +80,7 @@ func (r *resolver) spaceOf(index int64, e ondisk.BATEntry) (c claimant, anchor, 
 		return c, false, r.g.HasParent && e.State() == ondisk.BitmapPresent && c.end() <= r.end
 	}
 	if r.g.BlockOf(index) >= r.batPass.blocks {
-		return c, false, false
+		return c, true, (isBlock(e.State()) || e.State() == ondisk.BlockUndefined || e.State() == ondisk.BlockUnmapped) && e.Reserved() == 0 && c.off < r.end
 	}
 	switch e.State() {
 	case ondisk.BlockFullyPresent:
@@ -115,7 +115,11 @@ func (r *resolver) settle(c claimant, e ondisk.BATEntry, anchor bool) {
 		who = fmt.Sprintf("BAT entry %d", other.index)
 	}
 	if anchor {
-		r.warn(CodeBATOverlap, c.index, e, ondisk.MakeBATEntry(e.State(), 0), "%v remembers a place that belongs to %s", e.State(), who)
+		better := ondisk.MakeBATEntry(e.State(), 0)
+		if isBlock(e.State()) { // beyond the disk
+			better = 0
+		}
+		r.warn(CodeBATOverlap, c.index, e, better, "%v remembers a place that belongs to %s", e.State(), who)
 		return
 	}
 	// A copy of what both show now gives each its own.

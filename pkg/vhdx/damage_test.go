@@ -18,6 +18,7 @@ type damage struct {
 	spoil func(s *spoil)
 	finds []string // severity and code, in order
 	left  []string
+	again bool // lost space is left for a second repair
 	shows int // blocks that must show their own content after the repair
 	like  map[int]int
 }
@@ -170,7 +171,7 @@ var damages = []damage{
 	},
 	{
 		name: "two blocks in one place", spoil: func(s *spoil) { s.entry(3, s.entryAt(1)) },
-		finds: []string{"corrupt bat-overlap", "leak leak-tail"}, shows: 3, like: map[int]int{3: 1},
+		finds: []string{"corrupt bat-overlap", "leak leak-tail"}, shows: 3, like: map[int]int{3: 1}, left: []string{"leak leak-gap"}, again: true,
 	},
 	{
 		name: "four blocks in one place", spoil: func(s *spoil) {
@@ -179,7 +180,7 @@ var damages = []damage{
 			}
 		},
 		finds: []string{"corrupt bat-overlap", "corrupt bat-overlap", "corrupt bat-overlap", "leak leak-tail"},
-		shows: 1, like: map[int]int{1: 0, 2: 0, 3: 0},
+		shows: 1, like: map[int]int{1: 0, 2: 0, 3: 0}, left: []string{"leak leak-gap"}, again: true,
 	},
 	{
 		name: "a block over the metadata", spoil: func(s *spoil) { s.entry(7, present(s.region(ondisk.RegionMetadata))) },
@@ -197,7 +198,7 @@ var damages = []damage{
 		name: "an unmapped block that remembers another's place", spoil: func(s *spoil) {
 			s.entry(0, ondisk.MakeBATEntry(ondisk.BlockUnmapped, s.entryAt(1).Offset()))
 		},
-		finds: []string{"corrupt bat-overlap", "leak leak-gap"}, like: map[int]int{0: -1, 1: 1, 2: 2, 3: 3},
+		finds: []string{"corrupt bat-overlap", "leak leak-gap"}, like: map[int]int{0: -1, 1: 1, 2: 2, 3: 3}, left: []string{"leak leak-gap"}, again: true,
 	},
 	{
 		name: "an unmapped block that remembers a place beyond the file", spoil: func(s *spoil) {
@@ -223,7 +224,7 @@ var damages = []damage{
 	},
 	{
 		name: "reserved bits and a shared place", spoil: func(s *spoil) { s.entry(2, s.entryAt(1)|8) },
-		finds: []string{"corrupt bat-reserved", "corrupt bat-overlap", "leak leak-gap"}, shows: 2, like: map[int]int{2: 1, 3: 3},
+		finds: []string{"corrupt bat-reserved", "corrupt bat-overlap", "leak leak-gap"}, shows: 2, like: map[int]int{2: 1, 3: 3}, left: []string{"leak leak-gap"}, again: true,
 	},
 	{
 		name: "a garbled table", spoil: func(s *spoil) {
@@ -312,7 +313,7 @@ var damages = []damage{
 			"corrupt identifier", "warning header-invalid", "warning region-table", "corrupt bat-reserved", "warning bat-offset",
 			"corrupt bat-overlap", "corrupt log-place", "leak leak-tail",
 		},
-		shows: 4, like: map[int]int{7: 0},
+		shows: 4, like: map[int]int{7: 0}, left: []string{"leak leak-gap"}, again: true,
 	},
 }
 

@@ -96,7 +96,11 @@ var fuzzBases = sync.OnceValue(func() []*vhdxtest.File {
 		all = append(all, file.Clone())
 		all = append(all, dirty...)
 	}
-	return all
+	child, err := fuzzChild()
+	if err != nil {
+		panic(err)
+	}
+	return append(all, child.Clone())
 })
 
 // fuzzImage makes the file that an input describes.

@@ -13,8 +13,8 @@ import (
 
 // FuzzRepair repairs hostile images, made as FuzzOpen makes them. Afterwards
 // the image opens, or is refused as the last check says; what opened before
-// shows what it showed; a second repair finds nothing to do; and where there
-// was nothing to mend the file is as it was.
+// shows what it showed; a repair of that finds nothing to do, but for lost space
+// beside damage; and where there was nothing to mend the file is as it was.
 func FuzzRepair(f *testing.F) {
 	seedImages(f)
 	f.Fuzz(func(t *testing.T, in []byte) {
@@ -46,6 +46,11 @@ func repairHostile(t *testing.T, file *vhdxtest.File) error {
 	if shown != nil && !bytes.Equal(shown, showAll(file)) {
 		return fmt.Errorf("repaired (%v), it shows something else", r.Done)
 	}
+	if r.Corrupt() { // lost space is left for a second repair
+		if _, err := vhdx.Repair(t.Context(), file, vhdx.RepairOptions{PerCode: 5}); err != nil {
+			return fmt.Errorf("repaired (%v), a second repair fails: %w", r.Done, err)
+		}
+	}
 	after := file.Hash()
 	again, err := vhdx.Repair(t.Context(), file, vhdx.RepairOptions{PerCode: 5})
 	if err != nil || len(again.Done) > 0 || file.Hash() != after {
@@ -70,7 +75,7 @@ func tolerable(err error, file *vhdxtest.File, shown []byte) error {
 // showAll returns what is not zero on the disk that a file shows; nil if it
 // does not open.
 func showAll(file *vhdxtest.File) []byte {
-	im, err := vhdx.Open(file.Clone(), vhdx.OpenOptions{ReadOnly: true})
+	im, err := vhdx.Open(file.Clone(), vhdx.OpenOptions{ReadOnly: true, NoParents: true})
 	if err != nil {
 		return nil
 	}

@@ -83,6 +83,7 @@ func (im *Image) SetUserItem(id string, content []byte, virtualDisk bool) error 
 		return fmt.Errorf("%s: metadata item %v of %d bytes: at most %d: %w", im.name, guid, len(content), ondisk.MaxMetadataItemSize, ErrInvalid)
 	}
 	return im.editMetadata(func(e *metadataEdit) error {
+		im := e.im
 		entry := ondisk.MetadataEntry{Item: guid, User: true, VirtualDisk: virtualDisk, Length: uint32(len(content))}
 		if len(content) > 0 {
 			off, ok := e.room(int64(len(content)))
@@ -114,7 +115,7 @@ func (im *Image) DeleteUserItem(id string) error {
 	return im.editMetadata(func(e *metadataEdit) error {
 		i := e.find(guid)
 		if i < 0 {
-			return im.noItem(guid)
+			return e.im.noItem(guid)
 		}
 		e.table.Entries = slices.Delete(e.table.Entries, i, i+1)
 		return nil
@@ -132,20 +133,15 @@ func (im *Image) SetDiskID(id string) (string, error) {
 		}
 	}
 	err := im.editMetadata(func(e *metadataEdit) error {
+		e.diskID = guid
 		for _, entry := range e.table.Entries {
 			if entry.Item == ondisk.ItemVirtualDiskID && !entry.User {
 				return e.writeInPlace(guid[:], int64(entry.Offset))
 			}
 		}
-		return im.noItem(ondisk.ItemVirtualDiskID)
+		return e.im.noItem(ondisk.ItemVirtualDiskID)
 	})
-	if err != nil {
-		return "", err
-	}
-	im = im.lockHead()
-	defer im.committing.Unlock()
-	im.metadata.diskID = guid
-	return guid.String(), nil
+	return guid.String(), err
 }
 
 func parseItem(id string) (ondisk.GUID, error) {
@@ -166,24 +162,22 @@ func (im *Image) noItem(id ondisk.GUID) error {
 // metadataEdit is a change of the metadata region. It sees the region as the
 // log would leave it. Its image's committing is held.
 type metadataEdit struct {
-	im    *Image
-	table ondisk.MetadataTable
-	pages map[int64][]byte // by offset in the region: as they will be
-	last  []int64          // pages that go into the entry that makes the change, beside the table's
+	im     *Image
+	table  ondisk.MetadataTable
+	diskID ondisk.GUID
+	pages  map[int64][]byte // by offset in the region: as they will be
+	last   []int64          // pages that go into the entry that makes the change, beside the table's
 }
 
 func newMetadataEdit(im *Image) *metadataEdit {
 	return &metadataEdit{
-		im: im, pages: map[int64][]byte{},
+		im: im, pages: map[int64][]byte{}, diskID: im.metadata.diskID,
 		table: ondisk.MetadataTable{Entries: slices.Clone(im.metadata.table.Entries)},
 	}
 }
 
 // editMetadata makes a change of the region, durably and as a whole.
 func (im *Image) editMetadata(change func(*metadataEdit) error) error {
-	if err := im.head().usable(true); err != nil {
-		return err
-	}
 	im, err := im.lockWritable()
 	if err != nil {
 		return err
@@ -228,9 +222,7 @@ func (e *metadataEdit) page(off int64) ([]byte, error) {
 	}
 	p := make([]byte, ondisk.PageSize)
 	at := int64(e.im.metadata.region.Offset) + off
-	if logged, ok := e.im.log.logged[at]; ok {
-		copy(p, logged)
-	} else if err := readFull(e.im.f, p, at); err != nil {
+	if err := e.im.readLogged(p, at); err != nil {
 		return nil, fmt.Errorf("%s: read metadata at %#x: %w", e.im.name, at, err)
 	}
 	e.pages[off] = p
@@ -307,7 +299,8 @@ func (e *metadataEdit) commit() error {
 	if err := im.syncLog(syncCommit); err != nil {
 		return err
 	}
-	im.metadata.table = e.table
+	im.metadata.table, im.metadata.diskID = e.table, e.diskID
+	im.metadata.locatorIndex = slices.IndexFunc(e.table.Entries, func(m ondisk.MetadataEntry) bool { return m.Item == ondisk.ItemParentLocator && !m.User })
 	return nil
 }
 

@@ -119,7 +119,7 @@ func (s *spoil) entry(i int64, e ondisk.BATEntry) {
 }
 
 func (s *spoil) entryAt(i int) ondisk.BATEntry {
-	return ondisk.DecodeBATEntry(s.bytes(s.region(ondisk.RegionBAT), 4096), i)
+	return ondisk.DecodeBATEntry(s.bytes(s.region(ondisk.RegionBAT)+int64(i)*ondisk.BATEntrySize, ondisk.BATEntrySize), 0)
 }
 
 var unknown = ondisk.NewGUID()

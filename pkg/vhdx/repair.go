@@ -13,8 +13,9 @@ import (
 type RepairOptions struct {
 	// DryRun changes nothing: the report's findings say what would be done.
 	DryRun bool
-	// PerCode and Progress are those of [CheckOptions].
+	// PerCode, Parents and Progress are those of [CheckOptions].
 	PerCode  int
+	Parents  ParentOpener
 	Progress func(done, total int64) error
 	// Confirm, if set, is given what was found and what will be done about it,
 	// before anything is changed. Its error ends the repair.
@@ -29,8 +30,8 @@ type RepairOptions struct {
 //
 // It never destroys the only copy of anything: damage with more than one way
 // out stays as it is, a block that shares its place with another gets a copy of
-// what both show, and unused space is freed only once nothing is damaged any
-// more. DataWriteGuid stays, for no reader of the disk sees a change.
+// what both show, and unused space is freed only where nothing was damaged, so
+// that another Repair frees what this one leaves. DataWriteGuid stays, for no reader of the disk sees a change.
 //
 // It works in stages, each followed by a new check. Write orders:
 //
@@ -88,7 +89,7 @@ func Repair(ctx context.Context, f File, o RepairOptions) (*Report, error) {
 const maxRounds = 1000
 
 func checkFor(ctx context.Context, f File, o RepairOptions) (*checker, error) {
-	c := newChecker(ctx, f, CheckOptions{PerCode: o.PerCode, Progress: o.Progress})
+	c := newChecker(ctx, f, CheckOptions{PerCode: o.PerCode, Parents: o.Parents, Progress: o.Progress})
 	return c, c.run()
 }
 
@@ -135,7 +136,7 @@ func (r *repair) stage() (bool, error) {
 		do = r.moveLog
 	case p.tables, len(p.entries) > 0, len(p.copies) > 0, len(p.bitmaps) > 0, p.tablesApart && !c.r.Corrupt():
 		do = r.structures
-	case p.extend > 0, p.unaligned, !c.r.Corrupt() && (len(p.gaps) > 0 || p.tail > 0):
+	case p.extend > 0, p.unaligned, !r.report.doubtful() && (len(p.gaps) > 0 || p.tail > 0):
 		do = r.size
 	default:
 		return false, nil

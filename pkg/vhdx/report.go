@@ -139,6 +139,7 @@ type Report struct {
 	Blocks      int64 `json:"blocks"`
 	Allocated   int64 `json:"allocated"` // payload blocks with space in the file
 	LeakedBytes int64 `json:"leakedBytes"`
+	Depth       int   `json:"depth,omitempty"` // images in the chain, this one included; 0: no parent, or not looked for
 
 	// Repaired counts what Repair fixed, by finding. Always 0 after Check.
 	Repaired int64 `json:"repaired"`
@@ -158,6 +159,12 @@ func (r *Report) Clean() bool {
 
 // Corrupt reports whether the image is damaged.
 func (r *Report) Corrupt() bool { return r.Counts[SeverityCorrupt] > 0 }
+
+// doubtful reports whether there is damage that data may have been lost with.
+func (r *Report) doubtful() bool {
+	harmless := r.perCode[CodeIdentifier] + r.perCode[CodeLogPlace] // those are listed, and damage
+	return r.Counts[SeverityCorrupt] > int64(harmless)
+}
 
 // Repairable counts the listed findings that Repair does something about.
 func (r *Report) Repairable() int {
