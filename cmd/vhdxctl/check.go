@@ -32,8 +32,9 @@ func (a *app) checkCommand(ctx context.Context) *cobra.Command {
 		Use:   "check PATH",
 		Short: "Check an image, and repair it",
 		Long: `Check an image: identifier, headers, log, region tables, metadata, every entry of
-the block table, that nothing in the file overlaps anything else, and that no
-space is lost. The data is not read.
+the block table and sector bitmaps, that nothing in the file overlaps anything else,
+that no space is lost, and that a differencing image's parents are the ones it was
+made of. The data is not read.
 
 Without -r nothing is changed. An image that was not closed in an orderly way has
 a log to replay; that is no damage, but exits with 1, since other software may
@@ -43,7 +44,8 @@ With -r what can be mended without guessing is: the log is replayed, a bad copy 
 a header or of the region table written anew, two blocks that claim one place get
 a copy each, stray bits are cleared, the file's size rounded, and, once nothing is
 damaged any more, lost space freed. No only copy of anything is destroyed, and a
-power cut on the way does no harm. --dry-run says what would be done.
+power cut on the way does no harm. Lost space beside damage is kept until the next
+repair: it may be what a damaged entry should lead to. --dry-run says what would be done.
 
 Exit codes: 0 clean, or clean after the repair; 1 the check could not be made, or
 the log must be replayed; 2 corrupt; 3 lost space and nothing worse.`,
@@ -99,7 +101,7 @@ func (a *app) check(ctx context.Context, path string, repair, dryRun bool, bar *
 	}
 	var report *vhdx.Report
 	if repair || dryRun {
-		report, err = vhdx.Repair(ctx, f, vhdx.RepairOptions{DryRun: dryRun, Progress: bar.report, Confirm: func(r *vhdx.Report) error {
+		report, err = vhdx.Repair(ctx, f, vhdx.RepairOptions{DryRun: dryRun, Parents: a.parentsOf(path), Progress: bar.report, Confirm: func(r *vhdx.Report) error {
 			bar.end()
 			if !a.json {
 				printFindings(a.out, r)
@@ -107,7 +109,7 @@ func (a *app) check(ctx context.Context, path string, repair, dryRun bool, bar *
 			return nil
 		}})
 	} else {
-		report, err = vhdx.Check(ctx, f, vhdx.CheckOptions{Progress: bar.report})
+		report, err = vhdx.Check(ctx, f, vhdx.CheckOptions{Parents: a.parentsOf(path), Progress: bar.report})
 	}
 	bar.end()
 	if err := errors.Join(err, f.Close()); err != nil {

@@ -47,7 +47,7 @@ the disk's identity.`,
   vhdxctl metadata get disk.vhdx disk-id`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
-			content, err := getItem(args[0], args[1])
+			content, err := a.getItem(args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -66,8 +66,8 @@ the disk's identity.`,
 	return cmd
 }
 
-func getItem(path, id string) ([]byte, error) {
-	im, err := openMetadata(path, true)
+func (a *app) getItem(path, id string) ([]byte, error) {
+	im, err := a.openMetadata(path, true)
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,9 @@ func noItem(err error) error {
 	return err
 }
 
-func openMetadata(path string, readOnly bool) (*vhdx.Image, error) {
-	return vhdx.OpenPath(path, vhdx.OpenOptions{ReadOnly: readOnly})
+// openMetadata opens an image; its parents are needed for changes alone.
+func (a *app) openMetadata(path string, readOnly bool) (*vhdx.Image, error) {
+	return a.openImage(path, vhdx.OpenOptions{ReadOnly: readOnly, NoParents: readOnly})
 }
 
 func (a *app) metadataSet() *cobra.Command {
@@ -156,7 +157,7 @@ func (a *app) setDiskID(path string, value []string) error {
 	if len(value) == 1 {
 		id = value[0]
 	}
-	im, err := openMetadata(path, false)
+	im, err := a.openMetadata(path, false)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (a *app) metadataRemove() *cobra.Command {
 }
 
 func (a *app) changeMetadata(path, id, did string, change func(*vhdx.Image) error) error {
-	im, err := openMetadata(path, false)
+	im, err := a.openMetadata(path, false)
 	if err != nil {
 		return err
 	}

@@ -137,7 +137,7 @@ func cmdField(ts *testscript.TestScript, neg bool, args []string) {
 // cmdDirty writes to an image and leaves a copy as a power cut would: dirty
 // IMAGE COPY.
 func cmdDirty(ts *testscript.TestScript, _ bool, args []string) {
-	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{GrowthStep: 1 << 20})
+	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{GrowthStep: 1 << 20, Parents: vhdx.ParentsIn(filepath.Dir(ts.MkAbs(args[0])))})
 	ts.Check(err)
 	_, err = im.WriteAt([]byte(strings.Repeat("power cut ", 512)[:4096]), 1<<20)
 	ts.Check(err)

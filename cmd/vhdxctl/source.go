@@ -63,12 +63,16 @@ func (a *app) openReadOnly(path string) (*vhdx.Image, error) {
 
 // openImage opens an image, and its chain from where parents may be.
 func (a *app) openImage(path string, o vhdx.OpenOptions) (*vhdx.Image, error) {
-	dir := a.parents
-	if dir == "" {
-		dir = filepath.Dir(path)
-	}
-	o.Parents = vhdx.ParentsIn(dir)
+	o.Parents = a.parentsOf(path)
 	return vhdx.OpenPath(path, o)
+}
+
+// parentsOf opens an image's parents from where they may be.
+func (a *app) parentsOf(path string) vhdx.ParentOpener {
+	if a.parents == "" {
+		return vhdx.ParentsIn(filepath.Dir(path))
+	}
+	return vhdx.ParentsIn(a.parents)
 }
 
 func probeFile(path string) (string, error) {
