@@ -19,7 +19,7 @@ type damage struct {
 	finds []string // severity and code, in order
 	left  []string
 	again bool // lost space is left for a second repair
-	shows int // blocks that must show their own content after the repair
+	shows int  // blocks that must show their own content after the repair
 	like  map[int]int
 }
 
