@@ -106,6 +106,10 @@ verify: test demo ## what CI runs
 image: ## the container image, with docker or buildah, whichever is there
 	@IMAGE=$(IMAGE) VERSION=$(VERSION) hack/image.sh
 
+.PHONY: man
+man: build ## the manual pages of vhdxctl, into bin/man
+	@$(BIN)/vhdxctl man $(BIN)/man
+
 .PHONY: clean
 clean: ## remove bin/
 	rm -rf $(BIN)

@@ -79,16 +79,23 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		a.checkCommand(ctx),
 		a.childCommand(),
 		a.compareCommand(ctx),
+		a.completionCommand(),
 		a.convertCommand(ctx),
 		a.createCommand(ctx),
 		a.detachCommand(ctx),
 		a.dumpCommand(ctx),
 		a.growCommand(),
 		a.infoCommand(),
+		a.manCommand(),
 		a.mapCommand(),
 		a.metadataCommand(),
 		a.replayCommand(),
 	)
+	for _, cmd := range root.Commands() {
+		if cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil {
+			cmd.ValidArgsFunction = completeImages
+		}
+	}
 	return root
 }
 
