@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,10 +31,11 @@ type mapEntry struct {
 
 type mapOptions struct {
 	output     string
+	html       string
 	start, max sizeFlag
 }
 
-func (a *app) mapCommand() *cobra.Command {
+func (a *app) mapCommand(ctx context.Context) *cobra.Command {
 	o := mapOptions{max: math.MaxInt64}
 	cmd := &cobra.Command{
 		Use:   "map PATH",
@@ -43,9 +45,12 @@ which layer of the chain and where in its file, and which read zero. Blocks
 that have space but lie in a hole of the file are told apart.
 
 As text, only what has data is shown. As JSON (--json, or --output json) the
-whole disk is, in the form of qemu-img map, with the state of the block added.`,
+whole disk is, in the form of qemu-img map, with the state of the block added.
+--html FILE writes one page, with everything in it, that draws the disk and the
+file, whatever their size; it replaces FILE.`,
 		Example: `  vhdxctl map disk.vhdx
-  vhdxctl map --output json disk.vhdx | jq '[.[] | select(.data) | .length] | add'`,
+  vhdxctl map --output json disk.vhdx | jq '[.[] | select(.data) | .length] | add'
+  vhdxctl map --html disk.html disk.vhdx`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			switch o.output {
@@ -55,22 +60,26 @@ whole disk is, in the form of qemu-img map, with the state of the block added.`,
 			default:
 				return fmt.Errorf("--output %s: want human or json", o.output)
 			}
-			return a.mapImage(args[0], o)
+			return a.mapImage(ctx, args[0], o)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.output, "output", "human", "human or json")
+	f.StringVar(&o.html, "html", "", "draw the map into this `file`; - for standard output")
 	f.VarP(&o.start, "start-offset", "s", "begin here")
 	f.VarP(&o.max, "max-length", "l", "show so much of the disk")
 	return cmd
 }
 
-func (a *app) mapImage(path string, o mapOptions) (err error) {
+func (a *app) mapImage(ctx context.Context, path string, o mapOptions) (err error) {
 	im, err := a.openReadOnly(path)
 	if err != nil {
 		return err
 	}
 	defer im.Close()
+	if o.html != "" {
+		return a.mapHTML(ctx, im, path, o.html)
+	}
 	if int64(o.start) > im.Size() {
 		return fmt.Errorf("--start-offset %d: the disk has %d bytes", o.start, im.Size())
 	}

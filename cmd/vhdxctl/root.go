@@ -87,7 +87,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		a.growCommand(),
 		a.infoCommand(),
 		a.manCommand(),
-		a.mapCommand(),
+		a.mapCommand(ctx),
 		a.metadataCommand(),
 		a.replayCommand(),
 	)
