@@ -19,6 +19,10 @@ const (
 	MappingPublished
 	// The file has its new size, not durably.
 	FileGrown
+	// The journal knows that a block has lost its space, memory does not.
+	UnmapRecorded
+	// Space that was given up has been punched, not durably.
+	SpacePunched
 
 	// pkg/vhdx: a session and its commits.
 
@@ -94,6 +98,7 @@ const (
 	HelperDetach
 	HelperResize
 	HelperLoopAlive
+	HelperStay
 	HelperBind
 	HelperUmount
 	HelperStatfs
@@ -141,6 +146,8 @@ var names = [End]string{
 	MappingRecorded:   "write:recorded",
 	MappingPublished:  "write:published",
 	FileGrown:         "write:grown",
+	UnmapRecorded:     "discard:recorded",
+	SpacePunched:      "discard:punched",
 	GUIDAnnounced:     "session:announced",
 	SpaceScrubbed:     "session:scrubbed",
 	LogPublished:      "session:published",
@@ -177,6 +184,7 @@ var names = [End]string{
 	HelperDetach:      helperPrefix + "fuseloop-detach",
 	HelperResize:      helperPrefix + "fuseloop-resize",
 	HelperLoopAlive:   helperPrefix + "fuseloop-alive",
+	HelperStay:        helperPrefix + "fuseloop-stay",
 	HelperBind:        helperPrefix + "node-bind",
 	HelperUmount:      helperPrefix + "node-umount",
 	HelperStatfs:      helperPrefix + "node-statfs",

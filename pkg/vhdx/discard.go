@@ -3,6 +3,7 @@ package vhdx
 import (
 	"fmt"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -149,6 +150,7 @@ func (im *Image) tryUnmap(block int64, state ondisk.BlockState, may mayUnmap) (d
 			return false, false, err
 		}
 	}
+	deathpoint.Reach(deathpoint.UnmapRecorded)
 	b.set(index, entry)
 	if was.Offset() > 0 {
 		im.retire(extent{was.Offset(), im.blockSize})

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
@@ -128,6 +129,7 @@ func (im *Image) reclaimer() {
 		}
 		for _, e := range joinExtents(batch) {
 			if im.Poisoned() == nil && im.clean(e) == nil {
+				deathpoint.Reach(deathpoint.SpacePunched)
 				im.provenBySync(e)
 			} // otherwise it stays unused; the next open finds it unreferenced
 		}

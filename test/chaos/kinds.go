@@ -32,7 +32,7 @@ type shot struct {
 }
 
 // pressureRun is how many kills in a row happen under one spell of pressure.
-const pressureRun = 3
+const pressureRun = 2
 
 // how says what brings the worker to a point.
 type how uint8
@@ -60,7 +60,7 @@ func wayTo(p deathpoint.Point) how {
 	switch {
 	case unreached[p] != "":
 		return byNothing
-	case p >= deathpoint.BlockClaimed && p <= deathpoint.FileGrown, p == deathpoint.RingDone,
+	case p >= deathpoint.BlockClaimed && p <= deathpoint.SpacePunched, p == deathpoint.RingDone,
 		p == deathpoint.ZeroDone, p == deathpoint.SlowQueued, p == deathpoint.ReplyQueued:
 		return byLoad
 	case p >= deathpoint.EntryWritten && p <= deathpoint.LapEnded, p == deathpoint.FlushBegun, p == deathpoint.FlushDone:
@@ -80,6 +80,7 @@ func wayTo(p deathpoint.Point) how {
 var unreached = map[deathpoint.Point]string{
 	deathpoint.HelperRead:      "asks a device that has been lost whether it is dead",
 	deathpoint.HelperLoopAlive: "asks a device whose connection nobody holds",
+	deathpoint.HelperStay:      "takes back a removal that a death has cut off half-way, which takes luck",
 	deathpoint.NodeGrown:       "the pool has grown the image itself, unless it was open just then",
 }
 
@@ -124,7 +125,7 @@ func plan(n int, only *regexp.Regexp, rng *rand.Rand) []shot {
 	for i := range pressed {
 		pressed[i].kind = killPressure
 	}
-	add(full/30/pressureRun, pressed...)
+	add(full/40/pressureRun, pressed...)
 	add(full-sum, shot{kind: killAtRandom})
 	rng.Shuffle(len(groups), func(i, j int) { groups[i], groups[j] = groups[j], groups[i] })
 	var all []shot

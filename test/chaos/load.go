@@ -76,7 +76,7 @@ func openLoad(name, path string, raw bool, size int64, o options, f *findings) (
 		return nil, err
 	}
 	// The last part is the probe's.
-	share := size / (writersPerLoad + 1) / maxRequest * maxRequest
+	share := size / (writersPerLoad + 1) / wholeBlock * wholeBlock
 	for i := range int64(writersPerLoad) {
 		l.writers = append(l.writers, newWriter(l, rand.New(rand.NewPCG(o.seed, uint64(i))), i*share, share, o.live/writersPerLoad))
 	}
@@ -214,6 +214,9 @@ func (w *writer) write(at int64) error {
 	return nil
 }
 
+// wholeBlock is the largest block of an image.
+const wholeBlock = 2 << 20
+
 // discardOldest gives the oldest spans back. What they held reads zero.
 func (w *writer) discardOldest() error {
 	for w.alive > w.limit/2 && len(w.live) > 0 {
@@ -221,13 +224,25 @@ func (w *writer) discardOldest() error {
 		w.live = w.live[1:]
 		w.alive -= s.n
 		off, end := s.off, s.off+s.n
-		if w.l.cached == nil {
-			off, end = (off+sectorSize-1)/sectorSize*sectorSize, end/sectorSize*sectorSize
+		if w.l.cached == nil && w.rng.IntN(4) == 0 { // whole blocks of the image, whose space is freed
+			off, end = off/wholeBlock*wholeBlock, (end+wholeBlock-1)/wholeBlock*wholeBlock
 		}
 		if err := w.discard(off, end-off); err != nil {
 			return fmt.Errorf("discard %d bytes at %#x: %w", end-off, off, err)
 		}
 		w.space.set(off, end-off, 0)
+	}
+	if w.l.cached != nil && w.rng.IntN(2) == 0 {
+		return w.trim()
+	}
+	return nil
+}
+
+// trim has the filesystem discard what it does not use, in a part of the volume.
+func (w *writer) trim() error {
+	const part = 4 << 30
+	if err := fitrim(w.l.cached, w.rng.Int64N(volumeSize/part)*part, part); err != nil {
+		return fmt.Errorf("trim: %w", err)
 	}
 	return nil
 }
