@@ -94,8 +94,14 @@ func (r *run) tidy(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left on the machine (%v):\n%s", err, strings.Join(left, "\n"))
 	}
-	if groups, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/memory/vhdx-chaos-%d-*", r.cmd.Process.Pid)); len(groups) > 0 {
-		t.Errorf("cgroups left: %q", groups)
+	own, err := ownGroups("/proc/self/cgroup")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, g := range own {
+		if left, _ := filepath.Glob(fmt.Sprintf("%s/vhdx-chaos-%d-*", g.dir, r.cmd.Process.Pid)); len(left) > 0 {
+			t.Errorf("cgroups left: %q", left)
+		}
 	}
 	files, err := os.ReadDir(r.dir)
 	if err != nil || len(files) > 0 {

@@ -1,19 +1,15 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,16 +24,19 @@ type memoryGroup struct {
 // errNoGroups: this machine gives no memory cgroups to this process.
 var errNoGroups = errors.New("no memory cgroup can be made here")
 
+// newMemoryGroup makes one below this process's own group or, where that must
+// not have any, at the top.
 func newMemoryGroup(name string, limit int64) (*memoryGroup, error) {
+	own, err := ownGroups("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
 	name = fmt.Sprintf("vhdx-chaos-%d-%s", os.Getpid(), name)
 	var errs []error
-	for _, g := range []*memoryGroup{{dir: "/sys/fs/cgroup/memory/" + name}, {dir: "/sys/fs/cgroup/" + name, v2: true}} {
+	for _, parent := range own {
+		g := &memoryGroup{dir: filepath.Join(parent.dir, name), v2: parent.v2}
 		if g.v2 {
-			_ = os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+memory"), 0) // it may be on; without it the limit below fails
-		}
-		if _, err := os.Stat(filepath.Dir(g.dir)); err != nil {
-			errs = append(errs, err)
-			continue
+			_ = os.WriteFile(filepath.Join(parent.dir, "cgroup.subtree_control"), []byte("+memory"), 0) // it may be on; without it the limit below fails
 		}
 		err := os.Mkdir(g.dir, 0o700)
 		if err == nil {
@@ -49,6 +48,34 @@ func newMemoryGroup(name string, limit int64) (*memoryGroup, error) {
 		errs = append(errs, err)
 	}
 	return nil, fmt.Errorf("%w: %w", errNoGroups, errors.Join(errs...))
+}
+
+// ownGroups lists where a group may be made, the best place first.
+func ownGroups(file string) ([]memoryGroup, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var found []memoryGroup
+	for line := range strings.Lines(string(b)) {
+		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		root, v2 := "/sys/fs/cgroup/memory", false
+		switch {
+		case parts[0] == "0" && parts[1] == "":
+			root, v2 = "/sys/fs/cgroup", true
+		case !slices.Contains(strings.Split(parts[1], ","), "memory"):
+			continue
+		}
+		for _, dir := range []string{filepath.Join(root, parts[2]), root} {
+			if _, err := os.Stat(dir); err == nil && !slices.Contains(found, memoryGroup{dir, v2}) {
+				found = append(found, memoryGroup{dir, v2})
+			}
+		}
+	}
+	return found, nil
 }
 
 func (g *memoryGroup) limit(n int64) error {
@@ -96,91 +123,6 @@ func (g *memoryGroup) remove() error {
 	}
 	return err
 }
-
-// hogName is the subcommand that makes this program a hog.
-const hogName = "hog"
-
-// The things that a hog does, as soon as its standard input says so.
-const (
-	hogHeap  = "heap"   // takes memory until it dies
-	hogCache = "cache:" // reads a file through the page cache, over and over
-	hogDirty = "dirty:" // writes a file through the page cache, over and over
-)
-
-// startHog starts a child that lives no longer than this process.
-func startHog(g *memoryGroup, what string) (stop func(), err error) {
-	cmd := exec.Command("/proc/self/exe", hogName, what)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start a hog: %w", err)
-	}
-	stop = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // killed
-	}
-	if err := g.add(cmd.Process.Pid); err != nil {
-		stop()
-		return nil, err
-	}
-	if _, err := stdin.Write([]byte{1}); err != nil {
-		stop()
-		return nil, err
-	}
-	return stop, nil
-}
-
-// hog is the child's life. It ends with its parent, which holds the other end
-// of its standard input.
-func hog(what string) {
-	in := bufio.NewReader(os.Stdin)
-	if _, err := in.ReadByte(); err != nil {
-		os.Exit(0)
-	}
-	go func() {
-		_, _ = io.Copy(io.Discard, in) // until the parent is gone
-		os.Exit(0)
-	}()
-	buf := make([]byte, 1<<20)
-	if what == hogHeap {
-		var all [][]byte
-		for {
-			b := make([]byte, len(buf))
-			for i := 0; i < len(b); i += pageSize {
-				b[i] = 1
-			}
-			all = append(all, b)
-			runtime.KeepAlive(all)
-		}
-	}
-	path, reads := strings.CutPrefix(what, hogCache)
-	if !reads {
-		path = strings.TrimPrefix(what, hogDirty)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "hog:", err)
-		os.Exit(1)
-	}
-	for at := int64(0); ; at = (at + int64(len(buf))) % hogFile {
-		if reads {
-			_, err = f.ReadAt(buf, at)
-		} else {
-			_, err = f.WriteAt(buf, at)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "hog:", err)
-			os.Exit(1)
-		}
-		time.Sleep(2 * time.Millisecond) // reclaim is wanted, not the whole processor
-	}
-}
-
-const hogFile = 128 << 20
 
 // pressure keeps the memory of the plugin, and of one who writes to a volume,
 // scarce.
