@@ -63,6 +63,7 @@ const (
 	unregisterBuffers = 1
 	registerFiles     = 2
 	unregisterFiles   = 3
+	updateFiles       = 6
 
 	opNop         = 0
 	opFsync       = 3

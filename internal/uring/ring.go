@@ -3,6 +3,7 @@ package uring
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -187,4 +188,17 @@ func (r *Ring) RegisterBuffer(mem []byte) error {
 // RegisterFiles makes fds[i] known as [Fixed](i).
 func (r *Ring) RegisterFiles(fds ...int32) error {
 	return r.register(registerFiles, unsafe.Pointer(unsafe.SliceData(fds)), len(fds))
+}
+
+// UpdateFile makes fd known as [Fixed](i), one of those that RegisterFiles has
+// made known, from the next operation that is submitted on. Those under way
+// keep their file.
+func (r *Ring) UpdateFile(i int, fd int32) error {
+	update := struct {
+		offset, _ uint32
+		fds       uint64
+	}{offset: uint32(i), fds: uint64(uintptr(unsafe.Pointer(&fd)))}
+	err := r.register(updateFiles, unsafe.Pointer(&update), 1)
+	runtime.KeepAlive(&fd)
+	return err
 }

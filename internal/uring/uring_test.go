@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"strings"
@@ -100,6 +101,42 @@ func TestFileOperations(t *testing.T) {
 	}
 	if !bytes.Equal(mem[16<<10:20<<10], make([]byte, 4096)) || !bytes.Equal(mem[20<<10:24<<10], mem[4096:8192]) {
 		t.Fatal("what was read is not what was written")
+	}
+}
+
+// A file takes another's place; one that was not there comes.
+func TestUpdateFile(t *testing.T) {
+	r := newRing(t, 8)
+	mem := mapped(t, 8192)
+	var fds []int32
+	for i := range 2 {
+		f, err := os.Create(fmt.Sprintf("%s/%d", t.TempDir(), i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteString(strings.Repeat(string(rune('a'+i)), 4096)); err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, int32(f.Fd()))
+	}
+	if err := r.RegisterFiles(fds[0], -1); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []string{"a", "b", "b"} {
+		if i > 0 {
+			if err := r.UpdateFile(2-i, fds[1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		slot := []int{0, 1, 0}[i]
+		r.Read(uring.Fixed(slot), mem[:4096], 0, 1)
+		if got := wait(t, r, 1); got[1] != 4096 || string(mem[:1]) != want {
+			t.Fatalf("slot %d: %v, %q, want %q", slot, got, mem[:1], want)
+		}
+	}
+	if err := r.UpdateFile(9, fds[0]); err == nil {
+		t.Fatal("a slot that is not there was taken")
 	}
 }
 

@@ -53,6 +53,19 @@ type Pinner interface {
 	Descriptor() (fd int, align int)
 }
 
+// FilePinner is a Pinner whose file may be replaced by another while it is
+// served, as by a snapshot. Who uses PinFile never calls Pin; Unpin serves both.
+type FilePinner interface {
+	Pinner
+	// PinFile is Pin in whichever file the image has now: pin>>1 is its
+	// number, which begins at 0, that of Descriptor, and never goes down. All
+	// that was pinned in a file before the last one is done when a number
+	// appears: no more than two files are in use at once.
+	PinFile(write bool, off, n int64) (fileOff int64, pin uint32, ok bool)
+	// PinnedDescriptor is Descriptor for the file of a pin that is held.
+	PinnedDescriptor(pin uint32) (fd int, align int)
+}
+
 // The errors a caller can act on.
 var (
 	// ErrBusy: something still uses the device (mounted, opened). Detach it there first.

@@ -17,11 +17,32 @@ func (im *Image) Pin(write bool, off, n int64) (fileOff int64, pin uint32, ok bo
 	if im.number > 0 {
 		return 0, 0, false // Descriptor is another file's
 	}
+	return im.pinSelf(write, off, n)
+}
+
+// PinFile is Pin in whichever file is the image's head now; pin>>1 is the
+// number of rotations that led to it. Only two such files have anything pinned
+// at any time: a rotation waits until all before are done.
+func (im *Image) PinFile(write bool, off, n int64) (fileOff int64, pin uint32, ok bool) {
+	return im.head().pinSelf(write, off, n)
+}
+
+func (im *Image) pinSelf(write bool, off, n int64) (fileOff int64, pin uint32, ok bool) {
 	pin = im.pins.enter()
 	if fileOff, ok = im.locate(write, off, n); !ok {
 		im.pins.leave(pin)
 	}
-	return fileOff, pin, ok
+	return fileOff, pin&1 | im.number<<1, ok
+}
+
+// PinnedDescriptor is Descriptor for the file of a pin that is held.
+func (im *Image) PinnedDescriptor(pin uint32) (fd, align int) {
+	for ; im != nil; im = im.successor.Load() {
+		if im.number == pin>>1 {
+			return im.Descriptor()
+		}
+	}
+	return -1, 1
 }
 
 // Unpin ends what Pin began, after the I/O.

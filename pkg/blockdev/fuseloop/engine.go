@@ -35,10 +35,14 @@ const (
 	tagKind = uint64(1<<32-1) << 32
 )
 
-var (
-	fuseFD    = uring.Fixed(0)
-	payloadFD = uring.Fixed(1)
+// What the ring knows: /dev/fuse, and of the image's files the one with an even
+// number and the one with an odd.
+const (
+	fuseSlot    = 0
+	payloadSlot = 1
 )
+
+var fuseFD = uring.Fixed(fuseSlot)
 
 // engine serves a session from one locked thread. Only that thread touches
 // it, but for slow, waker and stop.
@@ -49,6 +53,8 @@ type engine struct {
 	waker *uring.Waker
 	slow  *slowPool
 	stop  atomic.Bool // read no more requests, finish those there are
+
+	file uint32 // number of the image's file that was pinned last, and is in its slot
 
 	mem  memory
 	reqs []request
@@ -106,7 +112,7 @@ func (e *engine) newRing() (err error) {
 	if err := e.ring.RegisterBuffer(e.mem.all); err != nil {
 		return fmt.Errorf("give the buffers to the ring: %w", err)
 	}
-	if err := e.ring.RegisterFiles(int32(e.s.fd), int32(e.s.imageFD)); err != nil {
+	if err := e.ring.RegisterFiles(int32(e.s.fd), int32(e.s.imageFD), -1); err != nil {
 		return fmt.Errorf("give the descriptors to the ring: %w", err)
 	}
 	return nil

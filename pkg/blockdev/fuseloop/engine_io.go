@@ -72,21 +72,33 @@ func (e *engine) launchRing(i int32, r *request) bool {
 	if e.ring == nil || s.pinner == nil || (r.off|r.n)&(s.align-1) != 0 || r.n == 0 {
 		return false
 	}
-	at, pin, ok := s.pinner.Pin(r.op == w.OpWrite, r.off, r.n)
+	at, pin, ok := s.pin(r.op == w.OpWrite, r.off, r.n)
 	if !ok {
 		return false
 	}
-	if at&(s.align-1) != 0 {
+	if at&(s.align-1) != 0 || pin>>1 != e.file && !e.takeFile(pin) {
 		s.pinner.Unpin(pin)
 		return false
 	}
 	r.pin, r.fileOff, r.state = pin, at, stateRing
 	tag := tagPayload | uint64(uint32(i))
+	payload := uring.Fixed(payloadSlot + int(pin>>1&1))
 	if r.op == w.OpRead {
-		e.ring.ReadFixed(payloadFD, r.data(), at, tag)
+		e.ring.ReadFixed(payload, r.data(), at, tag)
 	} else {
-		e.ring.WriteFixed(payloadFD, r.data(), at, tag)
+		e.ring.WriteFixed(payload, r.data(), at, tag)
 	}
+	return true
+}
+
+// takeFile tells the ring of the file that the image has now. What is queued or
+// under way may still be in the one before, which has the other slot.
+func (e *engine) takeFile(pin uint32) bool {
+	fd, align := e.s.files.PinnedDescriptor(pin)
+	if fd < 0 || int64(align) > e.s.align || e.ring.UpdateFile(payloadSlot+int(pin>>1&1), int32(fd)) != nil {
+		return false // the image does it itself
+	}
+	e.file = pin >> 1
 	return true
 }
 

@@ -28,7 +28,9 @@ type session struct {
 	depth    int    // requests at once
 	maxIO    int64  // the largest READ or WRITE that INIT allowed
 	image    blockdev.Image
-	pinner   blockdev.Pinner // nil: the image has no descriptor
+	pinner   blockdev.Pinner     // nil: the image has no descriptor
+	files    blockdev.FilePinner // nil: it has one for good
+	pin      func(write bool, off, n int64) (fileOff int64, pin uint32, ok bool)
 	imageFD  int
 	align    int64 // what I/O on imageFD must keep, at least 1
 	sector   int
@@ -43,7 +45,10 @@ func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 	}
 	if p, ok := image.(blockdev.Pinner); ok {
 		if imageFD, align := p.Descriptor(); imageFD >= 0 {
-			s.pinner, s.imageFD, s.align = p, imageFD, int64(max(1, align))
+			s.pinner, s.imageFD, s.align, s.pin = p, imageFD, int64(max(1, align)), p.Pin
+			if f, ok := image.(blockdev.FilePinner); ok {
+				s.files, s.pin = f, f.PinFile
+			}
 		}
 	}
 	return s
