@@ -96,6 +96,9 @@ func run(ctx context.Context, o options) (err error) {
 		if err := journalCost(ctx, o, os.Stdout); err != nil {
 			return err
 		}
+		if err := processorCost(os.Stdout); err != nil {
+			return err
+		}
 	}
 	fmt.Printf("\n%.0f s. Every VHDX was clean in qemu-img check after its measurements.\n", time.Since(began).Seconds())
 	return nil
