@@ -76,13 +76,17 @@ func (e *engine) launchRing(i int32, r *request) bool {
 	if !ok {
 		return false
 	}
-	if at&(s.align-1) != 0 || pin>>1 != e.file && !e.takeFile(pin) {
+	file := uint32(0) // a pin tells nothing else but by a FilePinner
+	if s.files != nil {
+		file = pin >> 1
+	}
+	if at&(s.align-1) != 0 || file != e.file && !e.takeFile(file, pin) {
 		s.pinner.Unpin(pin)
 		return false
 	}
 	r.pin, r.fileOff, r.state = pin, at, stateRing
 	tag := tagPayload | uint64(uint32(i))
-	payload := uring.Fixed(payloadSlot + int(pin>>1&1))
+	payload := uring.Fixed(payloadSlot + int(file&1))
 	if r.op == w.OpRead {
 		e.ring.ReadFixed(payload, r.data(), at, tag)
 	} else {
@@ -93,12 +97,12 @@ func (e *engine) launchRing(i int32, r *request) bool {
 
 // takeFile tells the ring of the file that the image has now. What is queued or
 // under way may still be in the one before, which has the other slot.
-func (e *engine) takeFile(pin uint32) bool {
+func (e *engine) takeFile(file, pin uint32) bool {
 	fd, align := e.s.files.PinnedDescriptor(pin)
-	if fd < 0 || int64(align) > e.s.align || e.ring.UpdateFile(payloadSlot+int(pin>>1&1), int32(fd)) != nil {
+	if fd < 0 || int64(align) > e.s.align || e.ring.UpdateFile(payloadSlot+int(file&1), int32(fd)) != nil {
 		return false // the image does it itself
 	}
-	e.file = pin >> 1
+	e.file = file
 	return true
 }
 
