@@ -60,6 +60,13 @@ const (
 	// The place of metadata that moved is used again only when no replay writes
 	// to it any more.
 	orderOutlived
+	// The file in use is shortened only after an entry that says so is durable.
+	orderLogThenShorten
+	// What a smaller disk loses is gone durably before the size says so.
+	orderCutThenSize
+	// A block that was copied to another place is there durably before a log
+	// entry says so.
+	syncMoved
 	// Payload is written before its mapping is published.
 	orderDataThenMapping
 	// A block's bits are logged no later than the entry that makes them count.
@@ -126,6 +133,9 @@ var barrierNames = [barrierCount]string{
 	orderLeaveThenPunch:   "let requests leave freed space before it is punched",
 	orderPunchThenReuse:   "punch freed space before reuse",
 	orderPunchSynced:      "hand out punched space only after a sync",
+	orderLogThenShorten:   "log the smaller size before shortening the file",
+	orderCutThenSize:      "cut what lies beyond the end before the size",
+	syncMoved:             "sync a moved block before logging its place",
 	orderOutlived:         "reuse the old BAT's place only when no log entry names it",
 	orderUnmapThenAnswer:  "record an unmapping before answering",
 	orderInheritedStay:    "keep what inherited records free until the commit",

@@ -78,6 +78,11 @@ func (im *Image) commitLocked() error {
 			return err
 		}
 	}
+	if !im.closed.Load() { // Close shortens the file with the log empty
+		if err := im.trimTail(tailSteps*im.growthStep, im.growthStep); err != nil {
+			return err
+		}
+	}
 	im.reclaim(append(unused, im.log.takeOutlived()...))
 	return nil
 }

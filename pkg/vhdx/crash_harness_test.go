@@ -174,6 +174,7 @@ type session struct {
 	start    *vhdxtest.File
 	headers  vhdxtest.Header
 	observed *vhdxtest.Observed
+	shrunk   bool              // the disk has become smaller since
 	killed   bool              // this open followed a kill: the above are of the open before
 	sum      uint64            // of the bytes observed
 	before   *vhdxtest.Model   // of the session that the cut ended

@@ -277,7 +277,7 @@ func (s *session) checkTail(l *vhdxtest.Layout) error {
 		return nil
 	}
 	end := l.End()
-	if l.Fixed {
+	if l.Fixed && !s.shrunk {
 		had, err := s.start.Size()
 		if err != nil {
 			return err

@@ -86,7 +86,7 @@ func (w *run) operation() error {
 		do     func() error
 	}{
 		{ws.write, func() error { return w.write(w.extent()) }},
-		{ws.rewrite, func() error { return w.write(w.last) }},
+		{ws.rewrite, w.rewrite},
 		{ws.zero, func() error { return w.zero(w.im.WriteZeroes) }},
 		{ws.discard, func() error { return w.zero(w.im.Discard) }},
 		{ws.flush, w.flush},
@@ -97,6 +97,8 @@ func (w *run) operation() error {
 		{ws.fill, w.fill},
 		{ws.trim, w.trim},
 		{ws.straggle, w.straggle},
+		{ws.shrink, w.shrink},
+		{ws.compact, w.compact},
 	}
 	total := 0
 	for _, s := range steps {
@@ -115,10 +117,7 @@ func (w *run) operation() error {
 // sectors, now and then over the edge of a block.
 func (w *run) extent() vhdxtest.Extent {
 	lss, bs, size := int64(w.im.LogicalSectorSize()), w.session.blockSize, w.im.Size()
-	blocks := w.kind.blocks
-	if blocks == nil {
-		blocks = sequence(min(8, (size+bs-1)/bs), 1)
-	}
+	blocks := w.blocks()
 	n := lss * (1 + w.r.Int64N(max(1, []int64{1, 4 * kib, 4 * kib, w.kind.maxIO}[w.r.IntN(4)]/lss)))
 	n = min(n, max(lss, w.kind.maxIO/lss*lss))
 	off := blocks[w.r.IntN(len(blocks))]*bs + w.r.Int64N(bs/lss)*lss
@@ -134,6 +133,15 @@ func (w *run) extent() vhdxtest.Extent {
 	return vhdxtest.Extent{Off: off, N: min(n, size-off)}
 }
 
+// blocks are those that the workload is about.
+func (w *run) blocks() []int64 {
+	if w.kind.blocks != nil {
+		return w.kind.blocks
+	}
+	bs := w.session.blockSize
+	return sequence(min(8, (w.im.Size()+bs-1)/bs), 1)
+}
+
 func (w *run) write(e vhdxtest.Extent) error {
 	if e.N == 0 {
 		return nil
@@ -143,6 +151,14 @@ func (w *run) write(e vhdxtest.Extent) error {
 	_, err := w.im.WriteAt(c.Data, e.Off)
 	c.Done(err)
 	return err
+}
+
+// rewrite writes where the last write was, unless that has been cut off.
+func (w *run) rewrite() error {
+	if w.last.Off+w.last.N > w.im.Size() {
+		return nil
+	}
+	return w.write(w.last)
 }
 
 func (w *run) zero(do func(off, n int64) error) error {

@@ -1,5 +1,13 @@
 package vhdx_test
 
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
+)
+
 // idle waits for what goes on behind the operations, so that the steps of a
 // seed are the same each time. A late write holds it up for as long as it is late.
 func (w *run) idle() {
@@ -11,7 +19,8 @@ func (w *run) idle() {
 // trim discards one of the workload's blocks, whole.
 func (w *run) trim() error {
 	bs := w.session.blockSize
-	off := w.kind.blocks[w.r.IntN(len(w.kind.blocks))] * bs
+	blocks := w.blocks()
+	off := blocks[w.r.IntN(len(blocks))] * bs
 	if off >= w.im.Size() {
 		return nil
 	}
@@ -60,4 +69,60 @@ func (w *run) leave() {
 		w.im.Unpin(w.late.pin)
 		w.late = nil
 	}
+}
+
+// shrink cuts off up to half of the disk. Data there refuses it first, once.
+func (w *run) shrink() error {
+	size := w.im.Size()
+	lss := int64(w.im.LogicalSectorSize())
+	to := max(lss, size-(1+w.r.Int64N(size/2/lss))*lss)
+	data, err := w.holdsData(to)
+	if err != nil {
+		return err
+	}
+	if data {
+		if err := w.im.Resize(to, vhdx.ResizeOptions{}); !errors.Is(err, vhdx.ErrDataBeyondEnd) || w.im.Size() != size {
+			return fmt.Errorf("resize from %#x to %#x with data beyond it: %w, size %#x", size, to, err, w.im.Size())
+		}
+	}
+	w.leave() // it waits for those inside
+	w.session.shrunk = true
+	c := w.model().Resize(to)
+	err = w.im.Resize(to, vhdx.ResizeOptions{CutData: data})
+	c.Done(err)
+	return err
+}
+
+// holdsData reports whether anything but zeros follows off.
+func (w *run) holdsData(off int64) (bool, error) {
+	buf := make([]byte, mib)
+	for size := w.im.Size(); off < size; off += mib {
+		p := buf[:min(mib, size-off)]
+		if _, err := w.im.ReadAt(p, off); err != nil {
+			return false, err
+		}
+		for _, b := range p {
+			if b != 0 {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// compact compacts the image, or begins to.
+func (w *run) compact() error {
+	w.leave()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	stopAt := w.r.Int64N(40 * mib)
+	_, err := w.im.Compact(ctx, vhdx.CompactOptions{Progress: func(done, _ int64) {
+		if done > stopAt {
+			cancel()
+		}
+	}})
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }

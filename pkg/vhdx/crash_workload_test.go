@@ -39,11 +39,11 @@ func (k *workload) blockSize() int64 {
 	return k.create.BlockSize
 }
 
-type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill, trim, straggle int }
+type weights struct{ write, rewrite, zero, discard, flush, grow, reopen, kill, spoil, fill, trim, straggle, shrink, compact int }
 
 var goOnWorkload = &workload{
 	name:    "go on",
-	weights: weights{write: 6, rewrite: 2, zero: 1, flush: 4, grow: 1},
+	weights: weights{write: 6, rewrite: 2, zero: 1, trim: 1, flush: 4, grow: 1},
 	maxIO:   64 * kib,
 }
 
@@ -195,6 +195,40 @@ var workloads = []*workload{
 		blocks:  sequence(6, 1),
 		weights: weights{write: 8, rewrite: 1, flush: 2, trim: 6, kill: 1, reopen: 1},
 		maxIO:   8 * kib, ops: 50, images: 4, journal: true,
+	},
+	{
+		name:    "grow and shrink",
+		create:  vhdx.CreateOptions{Size: 6*mib + 512, BlockSize: mib},
+		growth:  mib,
+		blocks:  sequence(8, 1),
+		weights: weights{write: 10, rewrite: 1, zero: 1, flush: 3, trim: 1, grow: 3, shrink: 4, reopen: 1, kill: 1},
+		maxIO:   16 * kib, ops: 60, images: 8,
+		grow: growBy(3 * mib),
+	},
+	{
+		name:    "grow and shrink, fixed",
+		create:  vhdx.CreateOptions{Size: 4*mib + 512, BlockSize: mib, Fixed: true},
+		growth:  mib,
+		blocks:  sequence(6, 1),
+		weights: weights{write: 10, zero: 1, flush: 3, trim: 1, grow: 2, shrink: 2, reopen: 1, kill: 1},
+		maxIO:   16 * kib, ops: 40, images: 8,
+		grow: growBy(2 * mib),
+	},
+	{
+		name:    "compaction",
+		create:  vhdx.CreateOptions{Size: 12 * mib, BlockSize: mib},
+		growth:  2 * mib,
+		blocks:  sequence(12, 1),
+		weights: weights{write: 10, zero: 2, flush: 2, trim: 6, straggle: 1, compact: 3, shrink: 1, grow: 1, reopen: 1, kill: 1},
+		maxIO:   16 * kib, ops: 60, images: 8,
+	},
+	{
+		name:    "compaction and a journal",
+		create:  vhdx.CreateOptions{Size: 8 * mib, BlockSize: mib},
+		growth:  256 * mib, // once
+		blocks:  sequence(8, 1),
+		weights: weights{write: 8, flush: 1, trim: 4, compact: 2, shrink: 1, grow: 1, kill: 1, reopen: 1},
+		maxIO:   8 * kib, ops: 40, images: 4, journal: true,
 	},
 	{
 		name:    "writers at once",

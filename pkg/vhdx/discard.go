@@ -49,8 +49,10 @@ func (im *Image) zeroNext(off, n int64, discard bool) (int64, error) {
 
 // zeroInBlock zeroes a range inside one block.
 func (im *Image) zeroInBlock(off, n int64, discard bool) error {
-	e := im.payload(off >> im.blockShift)
-	switch e.State() {
+	if err := im.checkRange(off, n); err != nil {
+		return err // the disk has become smaller since the request began
+	}
+	switch im.payload(off >> im.blockShift).State() {
 	case ondisk.BlockFullyPresent:
 		return im.zeroPresent(off, n, discard)
 	case ondisk.BlockUndefined, ondisk.BlockUnmapped:

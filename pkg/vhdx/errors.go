@@ -21,6 +21,9 @@ var (
 	ErrReadOnly = errors.New("image is read-only")
 	// ErrOutOfRange: a request reaches beyond the virtual disk.
 	ErrOutOfRange = errors.New("beyond the end of the virtual disk")
+	// ErrDataBeyondEnd: a smaller disk would lose data, and the caller has not
+	// said that it may.
+	ErrDataBeyondEnd = errors.New("there is data beyond the new end of the virtual disk")
 	// ErrInvalid: an option or argument that can never work.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrPoisoned: an earlier failure left the state of the medium unknown;

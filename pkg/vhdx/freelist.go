@@ -110,6 +110,25 @@ func (f *freeList) take(size int64) (int64, bool) {
 	return 0, false
 }
 
+// takeLowest cuts size bytes, a power of two of MiB, off the lowest range with
+// room, if it ends at or below limit.
+func (f *freeList) takeLowest(size, limit int64) (int64, bool) {
+	best := extent{off: limit}
+	for class := freeClass(size); class < len(f.classes); class++ {
+		if off, length, ok := f.lowest(class); ok && off < best.off {
+			best = extent{off, length}
+		}
+	}
+	if best.off+size > limit {
+		return 0, false
+	}
+	f.drop(best.off)
+	if best.length > size {
+		f.put(extent{best.off + size, best.length - size})
+	}
+	return best.off, true
+}
+
 // lowest returns the lowest range of a class.
 func (f *freeList) lowest(class int) (off, length int64, ok bool) {
 	c := &f.classes[class]

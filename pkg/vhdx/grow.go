@@ -17,38 +17,27 @@ import (
 // and a larger one takes its place -> sync -> BAT pages or region tables, and
 // the size, in the log -> sync.
 func (im *Image) Grow(size int64) error {
+	im.rotation.Lock()
+	defer im.rotation.Unlock()
 	im = im.head()
 	if err := im.usable(true); err != nil {
 		return err
 	}
-	if err := im.checkGrow(size); err != nil || size == im.size.Load() {
+	if size < im.size.Load() {
+		return fmt.Errorf("%s: grow to %#x: the disk has %#x already: %w", im.name, size, im.size.Load(), ErrInvalid)
+	}
+	if err := im.checkSize(size); err != nil || size == im.size.Load() {
 		return err
 	}
-	im, err := im.lockWritable()
-	if err != nil {
+	if err := im.begin(); err != nil {
 		return err
 	}
+	im.committing.Lock()
 	defer im.committing.Unlock()
 	if err := im.usable(true); err != nil {
 		return err
 	}
-	if err := im.checkGrow(size); err != nil || size == im.size.Load() {
-		return err // another Grow was first
-	}
 	return im.growLocked(size)
-}
-
-func (im *Image) checkGrow(size int64) error {
-	lss := int64(im.LogicalSectorSize())
-	switch {
-	case size < im.size.Load():
-		return fmt.Errorf("%s: grow to %#x: the disk has %#x already: %w", im.name, size, im.size.Load(), ErrInvalid)
-	case size > ondisk.MaxVirtualSize:
-		return fmt.Errorf("%s: grow to %#x: at most 64 TiB: %w", im.name, size, ErrInvalid)
-	case size%lss != 0:
-		return fmt.Errorf("%s: grow to %#x: no multiple of the logical sector size %d: %w", im.name, size, lss, ErrInvalid)
-	}
-	return nil
 }
 
 // growLocked: caller holds committing.
@@ -93,7 +82,7 @@ func (im *Image) growLocked(size int64) error {
 		im.retireBAT(extent{old.offset, old.length})
 	}
 	im.regions.table, im.regions.bat = table, region
-	im.size.Store(size)
+	im.setSize(size)
 	return nil
 }
 

@@ -31,7 +31,7 @@ type Image struct {
 	size     atomic.Int64
 	bat      atomic.Pointer[bat]
 	writable atomic.Bool // a session has begun and nothing has ended it: Pin may answer writes
-	begun    atomic.Bool
+	begun    atomic.Bool // a session has begun that may change data
 	poison   atomic.Pointer[error]
 	closed   atomic.Bool
 	pins     *pins // shared with the image that a rotation puts in this one's place
@@ -44,9 +44,12 @@ type Image struct {
 	number    uint32               // counts the images that have been the head
 	gate      atomic.Pointer[gate] // writes wait here while a rotation is under way
 	frozen    atomic.Bool          // it has been rotated away and is never written again
-	rotation  sync.Mutex           // one rotation, replacement of the parent or Close at a time; before pins and committing
+	rotation  sync.Mutex           // one rotation, resize, compaction, replacement of the parent or Close at a time; before pins and committing
 
 	space space
+
+	// exclusive: the layout is being changed and nobody else may write.
+	exclusive atomic.Bool
 
 	// syncing is held over each sync and what follows from its failure. Order:
 	// after committing, before space.mu.
@@ -58,6 +61,8 @@ type Image struct {
 	headers    headers
 	regions    regions
 	log        logWriter
+	logging    bool         // a session has begun
+	fixedEnd   int64        // a fixed image is not cut shorter than this; 0: a dynamic one
 	journalSeq uint64       // guarded by space.mu
 	inherited  JournalState // what a predecessor that died left; set by Open
 
@@ -157,6 +162,8 @@ func (im *Image) usable(write bool) error {
 		return fmt.Errorf("%s: %w", im.name, ErrClosed)
 	case write && im.opts.ReadOnly:
 		return fmt.Errorf("%s: %w", im.name, ErrReadOnly)
+	case write && im.exclusive.Load():
+		return fmt.Errorf("%s: it is being compacted: %w", im.name, ErrInUse)
 	case write:
 		return im.Poisoned()
 	}

@@ -84,6 +84,9 @@ func (im *Image) open() error {
 	im.blockSize = int64(im.metadata.params.BlockSize)
 	im.blockShift = uint(bits.TrailingZeros32(im.metadata.params.BlockSize))
 	im.size.Store(im.metadata.virtualSize)
+	if im.metadata.params.LeaveBlocksAllocated {
+		im.fixedEnd = im.fileEnd
+	}
 	if err := im.loadBAT(); err != nil {
 		return err
 	}

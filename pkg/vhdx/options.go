@@ -58,6 +58,30 @@ type Created struct {
 	Adjusted []string
 }
 
+// ResizeOptions says how to change the size of the virtual disk.
+type ResizeOptions struct {
+	// CutData lets a smaller disk lose the data beyond its end. Otherwise
+	// that is refused with [ErrDataBeyondEnd].
+	CutData bool
+}
+
+// CompactOptions says how to compact an image.
+type CompactOptions struct {
+	// KeepZeroes does not look for blocks that hold nothing but zeros: all
+	// payload need not be read then.
+	KeepZeroes bool
+	// Progress, if set, is told how many bytes of payload have been dealt with.
+	Progress func(done, total int64)
+}
+
+// Compacted says what Compact did.
+type Compacted struct {
+	Zeroes     int64 // blocks that held only zeros and have no space any more
+	Moved      int64 // blocks that lie further down now
+	SizeBefore int64 // of the file, in bytes
+	SizeAfter  int64
+}
+
 // Info describes an open image.
 type Info struct {
 	File               string

@@ -120,6 +120,10 @@ func (im *Image) reclaimer() {
 		batch := s.unused
 		s.unused = nil
 		s.reclaiming = len(batch) > 0
+		if !s.reclaiming && s.idle != nil {
+			close(s.idle)
+			s.idle = nil
+		}
 		s.mu.Unlock()
 		if len(batch) == 0 {
 			return
@@ -134,6 +138,22 @@ func (im *Image) reclaimer() {
 			} // otherwise it stays unused; the next open finds it unreferenced
 		}
 	}
+}
+
+// reclaimed waits until the reclaimer has nothing left to do.
+func (im *Image) reclaimed() {
+	s := &im.space
+	s.mu.Lock()
+	if !s.reclaiming {
+		s.mu.Unlock()
+		return
+	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	s.mu.Unlock()
+	<-idle
 }
 
 // joinExtents sorts ranges and joins neighbours.

@@ -20,7 +20,13 @@ func (im *Image) begin() error {
 	}
 	im.committing.Lock()
 	defer im.committing.Unlock()
-	if im.begun.Load() || im.frozen.Load() {
+	return im.beginLocked(true)
+}
+
+// beginLocked begins the session, or makes one that has changed the layout
+// alone one that may change data (I-GUID-2). Caller holds committing.
+func (im *Image) beginLocked(data bool) error {
+	if im.begun.Load() || im.logging && !data || im.frozen.Load() {
 		return nil
 	}
 	if err := im.usable(true); err != nil {
@@ -29,17 +35,24 @@ func (im *Image) begin() error {
 	if im.headers.current.LogLength == 0 {
 		return fmt.Errorf("%s: it has no log, so it cannot be written safely: %w", im.name, ErrUnsupported)
 	}
-	if err := im.reserveMetadata(); err != nil {
-		return err
+	start := im.renewDataWriteGUID
+	if !im.logging {
+		if err := im.reserveMetadata(); err != nil {
+			return err
+		}
+		start = func() error { return im.startSession(data) }
 	}
-	if err := im.startSession(); err != nil {
+	if err := start(); err != nil {
 		if im.Poisoned() == nil {
 			return im.poisonWith(err) // half-way: the headers in memory may be ahead of the file
 		}
 		return err
 	}
-	im.begun.Store(true)
-	im.writable.Store(im.Poisoned() == nil)
+	im.logging = true
+	if data {
+		im.begun.Store(true)
+		im.writable.Store(im.Poisoned() == nil)
+	}
 	return nil
 }
 
@@ -65,7 +78,8 @@ func (im *Image) reserveMetadata() error {
 	return nil
 }
 
-func (im *Image) startSession() error {
+// startSession leaves DataWriteGuid alone if no data will change.
+func (im *Image) startSession(data bool) error {
 	if err := im.renewFileWriteGUID(); err != nil {
 		return err
 	}
@@ -80,7 +94,10 @@ func (im *Image) startSession() error {
 	}
 	publish := func() error {
 		if err := im.writeHeader(func(h *ondisk.Header) {
-			h.LogGUID, h.DataWriteGUID, h.LogVersion = im.log.guid, ondisk.NewGUID(), 0
+			h.LogGUID, h.LogVersion = im.log.guid, 0
+			if data {
+				h.DataWriteGUID = ondisk.NewGUID()
+			}
 		}); err != nil {
 			return err
 		}
@@ -100,6 +117,20 @@ func (im *Image) startSession() error {
 		return err
 	}
 	if err := publish(); err != nil {
+		return err
+	}
+	return im.copyHeader()
+}
+
+// renewDataWriteGUID makes a session that left data alone one that changes it.
+func (im *Image) renewDataWriteGUID() error {
+	if err := im.syncHeader(syncLogGUID); err != nil {
+		return err
+	}
+	if err := im.writeHeader(func(h *ondisk.Header) { h.DataWriteGUID = ondisk.NewGUID() }); err != nil {
+		return err
+	}
+	if err := im.syncHeader(syncLogGUID); err != nil {
 		return err
 	}
 	return im.copyHeader()
@@ -169,7 +200,7 @@ func (im *Image) closeSelf() error {
 	err := im.Poisoned()
 	if im.frozen.Load() {
 		err = nil // a rotation has ended its session
-	} else if err == nil && im.begun.Load() {
+	} else if err == nil && im.logging {
 		err = im.endSession()
 	} else if err == nil && im.headers.unsynced {
 		err = im.sync(syncClosed)
@@ -202,9 +233,7 @@ func (im *Image) settleFile() error {
 	}
 	deathpoint.Reach(deathpoint.CloseCleared)
 	end := im.usedEnd()
-	if im.metadata.params.LeaveBlocksAllocated {
-		end = max(end, im.fileEnd)
-	}
+	end = max(end, im.fixedEnd)
 	if err := im.f.Truncate(end); err != nil {
 		return err
 	}

@@ -26,11 +26,12 @@ type space struct {
 	growth  *growth          // guarded by mu; under way, or nil
 	pending map[int64]*claim // guarded by mu; by payload block
 
-	retired    []extent    // guarded by mu; given up, and the medium may still refer to it
-	commitSoon *time.Timer // guarded by mu; commits what is retired if nobody else does, or nil
-	reclaiming bool        // guarded by mu; the reclaimer runs
-	unused     []extent    // guarded by mu; nothing refers to it, but requests under way may; the reclaimer's
-	punched    []extent    // guarded by mu; zero, and durably so after the next sync
+	retired    []extent      // guarded by mu; given up, and the medium may still refer to it
+	commitSoon *time.Timer   // guarded by mu; commits what is retired if nobody else does, or nil
+	reclaiming bool          // guarded by mu; the reclaimer runs
+	idle       chan struct{} // guarded by mu; closed when it has ended; nil: nobody waits
+	unused     []extent      // guarded by mu; nothing refers to it, but requests under way may; the reclaimer's
+	punched    []extent      // guarded by mu; zero, and durably so after the next sync
 
 	// Of a differencing image:
 	bitmaps   map[int64]int64    // guarded by mu; by chunk, space for sector bitmaps that are not in the table yet

@@ -123,13 +123,24 @@ func (m *Model) history(s int64) *history {
 	return g[s%groupSectors]
 }
 
-// Resize begins a change of the size, which is durable once it is done.
+// Resize begins a change of the size, which is durable once it is done. What
+// a smaller size cuts off reads zero from then on.
 func (m *Model) Resize(size int64) *Change {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.clock++
 	m.size = append(m.size, sizeVersion{size: size})
-	return &Change{m: m, resize: true}
+	c := &Change{m: m, resize: true}
+	for key, g := range m.groups {
+		for i, h := range g {
+			if s := key*groupSectors + int64(i); h != nil && s*SectorSize >= size {
+				h.versions = append(h.versions, version{})
+				m.loose[s] = h
+				c.histories = append(c.histories, h)
+			}
+		}
+	}
+	return c
 }
 
 // Done says how the change ended. With an error it may or may not have
@@ -145,7 +156,11 @@ func (c *Change) Done(err error) {
 		}
 	}
 	for _, h := range c.histories {
-		h.versions[len(h.versions)-1].finish(c.m.clock, err)
+		last := len(h.versions) - 1
+		h.versions[last].finish(c.m.clock, err)
+		if c.resize && err == nil {
+			h.versions = slices.Delete(h.versions, 0, last)
+		}
 	}
 }
 
