@@ -250,6 +250,7 @@ func (w *run) open(left *journal) error {
 			}
 		}
 		left.file, left.size = w.file, w.kind.blockSize()
+		o = o.NoAhead() // a step of a growth behind an operation would be judged by what that has answered since
 		o.Journal = left
 	}
 	w.session.journal = left

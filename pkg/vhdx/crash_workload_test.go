@@ -138,7 +138,7 @@ var workloads = []*workload{
 	{
 		name:    "journal",
 		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: mib},
-		growth:  256 * mib, // once: a step of the growth behind an operation would be judged by what that has answered since
+		growth:  8 * mib,
 		blocks:  sequence(16, 1),
 		weights: weights{write: 12, rewrite: 2, flush: 3, kill: 1, reopen: 1},
 		maxIO:   8 * kib, ops: 60, images: 4, journal: true,
@@ -166,7 +166,7 @@ var workloads = []*workload{
 		name:    "child and a journal",
 		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: 4 * mib},
 		child:   &vhdx.ChildOptions{BlockSize: mib},
-		growth:  256 * mib, // once, as above
+		growth:  8 * mib,
 		blocks:  sequence(16, 1),
 		weights: weights{write: 12, rewrite: 2, zero: 2, flush: 3, kill: 1, reopen: 1},
 		maxIO:   8 * kib, ops: 60, images: 4, journal: true,
@@ -191,7 +191,7 @@ var workloads = []*workload{
 	{
 		name:    "discards and a journal",
 		create:  vhdx.CreateOptions{Size: 6 * mib, BlockSize: mib},
-		growth:  256 * mib, // once
+		growth:  4 * mib,
 		blocks:  sequence(6, 1),
 		weights: weights{write: 8, rewrite: 1, flush: 2, trim: 6, kill: 1, reopen: 1},
 		maxIO:   8 * kib, ops: 50, images: 4, journal: true,
@@ -225,7 +225,7 @@ var workloads = []*workload{
 	{
 		name:    "compaction and a journal",
 		create:  vhdx.CreateOptions{Size: 8 * mib, BlockSize: mib},
-		growth:  256 * mib, // once
+		growth:  4 * mib,
 		blocks:  sequence(8, 1),
 		weights: weights{write: 8, flush: 1, trim: 4, compact: 2, shrink: 1, grow: 1, kill: 1, reopen: 1},
 		maxIO:   8 * kib, ops: 40, images: 4, journal: true,

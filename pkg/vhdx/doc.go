@@ -60,7 +60,8 @@
 //	I-SYNC-3 Sessions reserve the space of all metadata before they write any, so
 //	         that a full share fails requests, not images.
 //
-// Space (space.go, freelist.go, reclaim.go, discard.go, layout.go):
+// Space (space.go, freelist.go, reclaim.go, discard.go, tail.go, resize.go,
+// compact.go, layout.go):
 //
 //	I-SPACE-1 No two structures share a MiB. Open finds every overlap.
 //	I-SPACE-2 Only proven-zero space is handed out: past the end of the file that
@@ -70,6 +71,12 @@
 //	          durable, whoever could still use it has left, and it is durably zero.
 //	I-SPACE-5 The place of metadata that moved changes owner only when no entry
 //	          of the log's present lap names it: a replay would write to it.
+//	I-SPACE-6 The file in use is shortened only by free space, and only after an
+//	          entry that says so, in a lap of its own, is durable.
+//	I-SPACE-7 What a smaller disk loses is gone durably before its size says so,
+//	          and does not come back when it grows again.
+//	I-SPACE-8 A block that moves is in its new place durably before the log says
+//	          so. Nobody writes meanwhile.
 //
 // Headers (headers.go):
 //

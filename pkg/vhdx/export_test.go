@@ -21,6 +21,12 @@ func (o OpenOptions) NoTimers() OpenOptions {
 	return o
 }
 
+// NoAhead makes the file grow only when a request waits for it.
+func (o OpenOptions) NoAhead() OpenOptions {
+	o.noAhead = true
+	return o
+}
+
 // Idle waits for what goes on behind the calls. Nobody may call im meanwhile.
 func (im *Image) Idle() { im.background.Wait() }
 

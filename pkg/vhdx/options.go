@@ -22,6 +22,7 @@ type OpenOptions struct {
 
 	omit     barriers   // test switch: barriers that are left out
 	noTimers bool       // test switch: nothing happens but on a call
+	noAhead  bool       // test switch: the file grows only when a request waits for it
 	trail    []FileID   // of the images that this one is below of; nil: of none
 	rotating *parentRef // the parent, which is open already
 }

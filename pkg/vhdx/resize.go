@@ -48,7 +48,7 @@ func (im *Image) Resize(size int64, o ResizeOptions) error {
 	im.pins.wait() // from here on nobody is beyond the end, or comes there
 	err := im.refuseData(size, o)
 	if err == nil {
-		err = im.shrink(old, size)
+		err = im.shrink(size)
 	}
 	if err != nil {
 		im.setSize(old)
@@ -128,7 +128,7 @@ func (im *Image) blankBlock(block, skip int64, buf []byte) (bool, error) {
 }
 
 // shrink: nobody is beyond the new end any more.
-func (im *Image) shrink(old, size int64) error {
+func (im *Image) shrink(size int64) error {
 	im.committing.Lock()
 	defer im.committing.Unlock()
 	if err := im.usable(true); err != nil {

@@ -60,7 +60,7 @@ func (im *Image) take(size int64) (int64, error) {
 	for {
 		s.mu.Lock()
 		off, ok := s.carve(size)
-		if ok && s.growth == nil && s.end-s.next+s.free.total < im.growthStep/2 {
+		if ok && s.growth == nil && !im.opts.noAhead && s.end-s.next+s.free.total < im.growthStep/2 {
 			im.startGrowth(size)
 		}
 		if ok {
