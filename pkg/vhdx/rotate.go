@@ -98,7 +98,7 @@ func (im *Image) checkBlank() error {
 func (im *Image) settleAhead() error {
 	im.committing.Lock()
 	defer im.committing.Unlock()
-	if !im.begun.Load() {
+	if !im.logging {
 		return nil
 	}
 	if err := im.commitLocked(); err != nil {
@@ -151,7 +151,7 @@ func (im *Image) freeze(child *Image, record func() error) error {
 		}
 		record = nil
 	}
-	if im.begun.Load() {
+	if im.logging {
 		if err := im.settleFile(); err != nil {
 			return err
 		}
@@ -170,11 +170,11 @@ func (im *Image) freeze(child *Image, record func() error) error {
 // resumeWriting undoes freeze: the image is written on, in a new session. The
 // child's link breaks with it.
 func (im *Image) resumeWriting() error {
-	if !im.begun.Load() || im.Poisoned() != nil {
+	if !im.logging || im.Poisoned() != nil {
 		return nil
 	}
 	if !im.headers.current.LogGUID.IsZero() { // the session has not ended
-		im.writable.Store(true)
+		im.writable.Store(im.begun.Load())
 		return nil
 	}
 	size, err := im.f.Size()
@@ -193,12 +193,12 @@ func (im *Image) resumeWriting() error {
 			return im.poisonWith(fmt.Errorf("volatile journal: %w", err))
 		}
 	}
-	if err := im.startSession(); err != nil {
+	if err := im.startSession(im.begun.Load()); err != nil {
 		if im.Poisoned() == nil {
 			return im.poisonWith(err)
 		}
 		return err
 	}
-	im.writable.Store(true)
+	im.writable.Store(im.begun.Load())
 	return nil
 }
