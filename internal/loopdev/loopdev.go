@@ -96,32 +96,36 @@ func (u *Unsettled) Close() {
 }
 
 // configure returns the open device.
-func configure(n int, c Config) (fd int, err error) {
+func configure(n int, c Config) (int, error) {
 	flags := unix.O_RDWR
 	if c.ReadOnly {
 		flags = unix.O_RDONLY
 	}
-	if fd, err = open(n, flags); err != nil {
+	fd, err := open(n, flags)
+	if err != nil {
 		return -1, err
 	}
-	defer func() {
-		if err != nil {
-			_ = unix.Close(fd)
-		}
-	}()
+	if err := bind(n, fd, c); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func bind(n, fd int, c Config) error {
 	lc := unix.LoopConfig{Fd: uint32(c.File.Fd()), Size: uint32(c.BlockSize), Info: info(c.Tag)}
 	lc.Info.Flags = unix.LO_FLAGS_DIRECT_IO | unix.LO_FLAGS_AUTOCLEAR
 	if c.ReadOnly {
 		lc.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	}
 	if err := unix.IoctlLoopConfigure(fd, &lc); err != nil {
-		return -1, fmt.Errorf("configure %s: %w", Path(n), err)
+		return fmt.Errorf("configure %s: %w", Path(n), err)
 	}
 	// The kernel takes the flag as a wish.
 	if dio := attribute(n, "dio"); dio != "1" {
-		return -1, fmt.Errorf("configure %s: no direct I/O with blocks of %d bytes on this backing file", Path(n), c.BlockSize)
+		return fmt.Errorf("configure %s: no direct I/O with blocks of %d bytes on this backing file", Path(n), c.BlockSize)
 	}
-	return fd, nil
+	return nil
 }
 
 func info(tag string) (i unix.LoopInfo64) {
