@@ -84,7 +84,7 @@ bench: build ## speed against qemu-storage-daemon and a raw loop device; BENCH_F
 	@$(AS_ROOT) $(BIN)/vhdx-bench $(BENCH_FLAGS)
 
 .PHONY: bench-image
-bench-image: build ## vhdxctl against qemu-img on the same files; BENCH_FLAGS, -short to try it
+bench-image: build ## vhdxctl against qemu-img on the same files, ten minutes; BENCH_FLAGS (--quick, --json)
 	@hack/deps.sh bench
 	$(GO) build -o $(BIN)/bench-image ./test/bench-image
 	@$(AS_ROOT) $(BIN)/bench-image -vhdxctl $(BIN)/vhdxctl $(BENCH_FLAGS)

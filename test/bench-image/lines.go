@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lines are all there is to measure.
 func (b *bench) lines() []line {
 	var all []line
-	for _, part := range []func() []line{b.creating, b.converting, b.checking, b.writing, b.replaying} {
+	for _, part := range []func() []line{b.creating, b.converting, b.checking, b.writing, b.replaying, b.layering} {
 		all = append(all, part()...)
 	}
 	return all
@@ -22,80 +25,125 @@ func (b *bench) ours(args ...string) side { return side{args: append([]string{b.
 func theirs(args ...string) *side { return &side{args: append([]string{"qemu-img"}, args...)} }
 
 // scale chooses a size: the real one, or one to try with.
-func scale[T any](b *bench, real, short T) T {
-	if b.o.short {
-		return short
+func scale[T any](b *bench, real, quick T) T {
+	if b.o.quick {
+		return quick
 	}
 	return real
 }
 
 func (b *bench) creating() []line {
 	out := b.path("new.vhdx")
-	return []line{
+	fixed := func() *side {
+		return theirs("create", "-q", "-f", "vhdx", "-o", "subformat=fixed,block_state_zero=off", out, "10G")
+	}
+	all := []line{
 		{
-			name: "create dynamic, 10 GiB", want: 1, writes: out,
+			name: "create dynamic, 10 GiB", want: 1,
 			ours:   b.ours("create", out, "10G"),
 			theirs: theirs("create", "-q", "-f", "vhdx", out, "10G"),
 		},
 		{
-			name: "create fixed, 10 GiB", want: 1.5, writes: out,
+			name: "create fixed, 10 GiB, space taken (qemu-img, then fallocate)", want: 1.5,
 			ours:   b.ours("create", "--fixed", "-q", out, "10G"),
-			theirs: theirs("create", "-q", "-f", "vhdx", "-o", "subformat=fixed", out, "10G"),
+			theirs: fixed(),
 		},
 		{
-			name: "create fixed, 10 GiB, space really taken", want: 1.5, writes: out,
-			ours: b.ours("create", "--fixed", "-q", out, "10G"),
-			theirs: &side{args: []string{
-				"sh", "-c",
-				`qemu-img create -q -f vhdx -o subformat=fixed,block_state_zero=off "$0" 10G && fallocate -l $(stat -c %s "$0") "$0" && sync "$0"`, out,
-			}},
+			name: "create fixed, 10 GiB; qemu-img takes no space", // not the same thing: no target
+			ours: b.ours("create", "--fixed", "-q", out, "10G"), theirs: fixed(),
 		},
+	}
+	all[1].theirs.then = func() error { return allocateFile(out) }
+	for i := range all {
+		all[i].quick, all[i].writes, all[i].theirs.unsynced = true, out, true
+		all[i].check = b.clean(out)
+	}
+	return all
+}
+
+// allocateFile gives a sparse file all its space.
+func allocateFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, st.Size())
+	}
+	return errors.Join(err, f.Close())
+}
+
+// clean asks qemu-img about an image that was written.
+func (b *bench) clean(path string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return command(ctx, "qemu-img", "check", "-q", "-f", "vhdx", path)
 	}
 }
 
+// sameAs also compares it with its source, where that takes little.
+func (b *bench) sameAs(source, target string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if filepath.Ext(target) == ".vhdx" {
+			if err := b.clean(target)(ctx); err != nil {
+				return err
+			}
+		}
+		if !b.o.quick {
+			return nil
+		}
+		return command(ctx, "qemu-img", "compare", "-q", source, target)
+	}
+}
+
+const patience = 60 * time.Second // with qemu-img on 1 TiB
+
 func (b *bench) converting() []line {
-	size, third := scale(b, "10 GiB, a third full", "256 MiB, a third full"), scale(b, int64(10)<<30, int64(256)<<20)
-	huge, tib := scale(b, "1 TiB, nearly empty", "16 GiB, nearly empty"), scale(b, int64(1)<<40, int64(16)<<30)
+	tenGiB, tiB := scale(b, int64(10)<<30, int64(96)<<20), scale(b, int64(1)<<40, int64(1)<<30)
 	var all []line
 	for _, disk := range []struct {
 		name, file string
-		rounds     int
-		make       func(path string) error
+		size, full int64
+		huge       bool
 	}{
-		{size, "third", 0, func(path string) error { return makeRaw(path, third, third/3) }},
-		{huge, "huge", 1, func(path string) error { return makeRaw(path, tib, 256<<20) }},
+		{scale(b, "10 GiB, a third full", "96 MiB, a third full"), "third", tenGiB, tenGiB / 3 / mib * mib, false},
+		{scale(b, "1 TiB, nearly empty", "1 GiB, nearly empty"), "huge", tiB, scale(b, int64(256), 8) << 20, true},
 	} {
 		raw, image := b.path(disk.file+".raw"), b.path(disk.file+".vhdx")
-		makeRaw := b.once(disk.file+".raw", disk.make)
+		makeRaw := b.once(disk.file+".raw", func(path string) error { return makeRaw(path, disk.size, disk.full) })
 		makeImage := func(ctx context.Context) error {
 			if err := makeRaw(ctx); err != nil {
 				return err
 			}
 			return b.once(disk.file+".vhdx", func(path string) error {
-				return command(ctx, nil, b.o.vhdxctl, "convert", "-q", raw, path)
+				return command(ctx, b.o.vhdxctl, "convert", "-q", raw, path)
 			})(ctx)
 		}
-		for _, l := range []line{
-			{name: "raw to VHDX", reads: []string{raw}, writes: b.path("out.vhdx"), make: makeRaw},
-			{name: "VHDX to raw", reads: []string{image}, writes: b.path("out.raw"), make: makeImage},
-			{name: "VHDX to VHDX", reads: []string{image}, writes: b.path("out.vhdx"), make: makeImage},
+		for _, way := range []struct {
+			name, from, to, format string
+			make                   func(context.Context) error
+		}{
+			{"raw to VHDX", raw, b.path("out.vhdx"), "vhdx", makeRaw},
+			{"VHDX to raw", image, b.path("out.raw"), "raw", makeImage},
+			{"VHDX to VHDX", image, b.path("out.vhdx"), "vhdx", makeImage},
 		} {
-			format := "vhdx"
-			if l.writes == b.path("out.raw") {
-				format = "raw"
+			l := line{
+				name: "convert " + way.name + ", " + disk.name, want: 1.5, bytes: disk.full,
+				reads: []string{way.from}, writes: way.to, make: way.make, check: b.sameAs(way.from, way.to),
+				ours:   b.ours("convert", "-q", "-O", way.format, way.from, way.to),
+				theirs: theirs("convert", "-O", way.format, way.from, way.to),
 			}
-			name := "convert " + l.name + ", " + disk.name
-			l.want, l.rounds = 1.5, disk.rounds
-			l.ours = b.ours("convert", "-q", "-O", format, l.reads[0], l.writes)
-			l.name, l.theirs = name, theirs("convert", "-O", format, l.reads[0], l.writes)
 			l.theirs.unsynced = true
-			all = append(all, l)
-			if disk.rounds == 0 {
-				l.name = name + "; qemu-img tuned (-m 16 -W, no page cache)"
-				l.theirs = theirs("convert", "-m", "16", "-W", "-t", "none", "-T", "none", "-O", format, l.reads[0], l.writes)
-				l.theirs.unsynced = true
+			if disk.huge {
+				l.rounds, l.theirs.patience = 1, patience
 				all = append(all, l)
+				continue
 			}
+			tuned := l
+			tuned.name += "; qemu-img -m 16 -W -t none -T none"
+			tuned.theirs = theirs("convert", "-m", "16", "-W", "-t", "none", "-T", "none", "-O", way.format, way.from, way.to)
+			tuned.theirs.unsynced = true
+			all = append(all, l, tuned)
 		}
 	}
 	return all
@@ -103,105 +151,29 @@ func (b *bench) converting() []line {
 
 func (b *bench) checking() []line {
 	name, size := scale(b, "64 TiB", "1 TiB"), scale(b, int64(64)<<40, int64(1)<<40)
-	needs := func() error {
-		if os.Geteuid() != 0 {
-			return errors.New("mounting an XFS needs root")
-		}
-		return b.mountXFS()
-	}
-	full := b.path("xfs/full.vhdx")
-	empty := b.path("xfs/empty.vhdx")
+	full, empty := b.path("xfs/full.vhdx"), b.path("xfs/empty.vhdx")
+	makeFull := b.once("xfs/full.vhdx", func(path string) error { return makeFull(path, size) })
 	return []line{
 		{
-			name: "check " + name + ", full block table, 32 MiB blocks", want: 1, reads: []string{full}, needs: needs,
-			make:   b.once("xfs/full.vhdx", func(path string) error { return makeFull(path, size) }),
+			name: "check " + name + ", full block table, 32 MiB blocks", want: 1, quick: true,
+			reads: []string{full}, needs: b.mountXFS, make: makeFull,
 			ours:   b.ours("check", full),
 			theirs: theirs("check", "-f", "vhdx", full),
 		},
 		{
-			name: "open " + name + ", full block table, 32 MiB blocks", limit: 100 * time.Millisecond, reads: []string{full}, needs: needs,
-			make: b.once("xfs/full.vhdx", func(path string) error { return makeFull(path, size) }),
-			ours: b.ours("bench", "-c", "1", "-d", "1", full),
+			name: "open " + name + ", full block table, 32 MiB blocks", limit: 100 * time.Millisecond, quick: true,
+			reads: []string{full}, needs: b.mountXFS, make: makeFull,
+			ours:   b.ours("bench", "-q", "-c", "1", "-d", "1", full),
+			theirs: theirs("bench", "-f", "vhdx", "-t", "none", "-c", "1", "-d", "1", full),
 		},
 		{
-			name: "open " + name + ", empty, 32 MiB blocks", limit: 100 * time.Millisecond, reads: []string{empty}, needs: needs,
+			name: "open " + name + ", empty, 32 MiB blocks", limit: 100 * time.Millisecond, quick: true,
+			reads: []string{empty}, needs: b.mountXFS,
 			make: b.once("xfs/empty.vhdx", func(path string) error {
-				return command(context.Background(), nil, b.o.vhdxctl, "create", "--block-size", "32M", path, fmt.Sprint(size))
+				return command(context.Background(), b.o.vhdxctl, "create", "--block-size", "32M", path, fmt.Sprint(size))
 			}),
-			ours: b.ours("bench", "-c", "1", "-d", "1", empty),
+			ours:   b.ours("bench", "-q", "-c", "1", "-d", "1", empty),
+			theirs: theirs("bench", "-f", "vhdx", "-t", "none", "-c", "1", "-d", "1", empty),
 		},
 	}
-}
-
-func (b *bench) writing() []line {
-	file := b.path("write.vhdx")
-	fresh := func(args ...string) func(context.Context) error {
-		return func(ctx context.Context) error {
-			if err := b.remove(file); err != nil {
-				return err
-			}
-			return command(ctx, nil, append([]string{"qemu-img", "create", "-q", "-f", "vhdx"}, append(args, file, "10G")...)...)
-		}
-	}
-	var all []line
-	add := func(name string, want float64, setup func(context.Context) error, args ...string) {
-		l := line{name: name, want: want, ours: b.ours(append(append([]string{"bench", "-q"}, args...), file)...)}
-		l.theirs = theirs(append(append([]string{"bench", "-f", "vhdx", "-t", "none", "-i", "native"}, args...), file)...)
-		l.ours.setup, l.theirs.setup = setup, setup
-		all = append(all, l)
-	}
-	count := scale(b, "2048", "64")
-	for _, every := range []struct{ n, depth string }{{"1", "1"}, {"16", "4"}, {"256", "4"}} {
-		add("sequential allocating write, 1 MiB, a flush each "+every.n+" MiB", 1, fresh(),
-			"-w", "-c", count, "-s", "1M", "-d", every.depth, "--flush-interval="+every.n)
-	}
-	add("random 4 KiB into an empty image, 1 MiB blocks, a flush each 16", 5, fresh("-o", "block_size=1M"),
-		"-w", "-c", scale(b, "2048", "128"), "-s", "4096", "-S", "37892096", "-d", "1", "--flush-interval=16")
-	allocated := b.allocated(file)
-	count = scale(b, "40000", "500")
-	for _, jobs := range []string{"1", "8"} {
-		add("random 4 KiB read, allocated image, jobs: "+jobs, 1, allocated, "-c", count, "-s", "4096", "-S", "37892096", "-d", jobs)
-		add("random 4 KiB write, allocated image, jobs: "+jobs, 1, allocated, "-w", "-c", count, "-s", "4096", "-S", "37892096", "-d", jobs)
-	}
-	return all
-}
-
-// allocated fills an image of 1 GiB once, and keeps it for the lines that
-// follow each other.
-func (b *bench) allocated(file string) func(context.Context) error {
-	done := false
-	return func(ctx context.Context) error {
-		if done {
-			return drop(file)
-		}
-		if err := b.remove(file); err != nil {
-			return err
-		}
-		size := scale(b, "1G", "64M")
-		if err := command(ctx, nil, "qemu-img", "create", "-q", "-f", "vhdx", file, size); err != nil {
-			return err
-		}
-		done = true
-		return command(ctx, nil, b.o.vhdxctl, "bench", "-q", "-w", "-c", scale(b, "1024", "64"), "-d", "4", "-s", "1M", file)
-	}
-}
-
-func (b *bench) replaying() []line {
-	var all []line
-	for _, log := range []struct {
-		name  string
-		size  int64
-		pages int
-	}{{"1 MiB", 1 << 20, 226}, {"64 MiB", 64 << 20, scale(b, 120*126, 1000)}} {
-		dirty, file := "dirty-"+fmt.Sprint(log.size)+".vhdx", b.path("replay.vhdx")
-		make := b.once(dirty, func(path string) error { return makeDirty(path, log.size, log.pages) })
-		setup := func(ctx context.Context) error { return copySparse(ctx, b.path(dirty), file) }
-		l := line{
-			name: "replay of a full log of " + log.name, want: 1.5, make: make, writes: file,
-			ours: b.ours("check", "-r", "all", file), theirs: theirs("check", "-q", "-f", "vhdx", "-r", "all", file),
-		}
-		l.ours.setup, l.theirs.setup = setup, setup
-		all = append(all, l)
-	}
-	return all
 }

@@ -1,14 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,40 +28,63 @@ type bench struct {
 type side struct {
 	// setup, if set, is not timed.
 	setup func(ctx context.Context) error
-	// args of the program that is; stdout and stderr matter only if it fails.
+	// args of the program that is timed; its output matters only if it fails.
 	args []string
-	// unsynced: afterwards the target is synced, and that is timed apart.
+	// then, if set, is timed with it: what the program leaves undone that the
+	// other side does.
+	then func() error
+	// unsynced: the program leaves its target in the page cache. The sync that
+	// makes it as durable as the other side's is timed apart and counts.
 	unsynced bool
-	// ok are exit codes that are no failure, besides 0.
-	ok []int
+	// patience, if set, is after how long the program is killed: then its time
+	// is at least this.
+	patience time.Duration
+	// inside: the time is the one the program tells (vhdxctl bench --json),
+	// for what a process and an open image cost is another line.
+	inside bool
 }
 
 // line is one line of the table.
 type line struct {
 	name   string
-	want   float64 // ratio; 0: there is no peer
+	want   float64 // ratio; 0: there is no target
 	limit  time.Duration
 	rounds int      // 0: as the options say
+	quick  bool     // takes milliseconds: more rounds
 	reads  []string // files whose cache is dropped before
-	writes string   // removed before
+	writes string   // removed before and after
 	make   func(ctx context.Context) error
 	ours   side
-	theirs *side
-	needs  func() error // why it cannot be measured here
-	bytes  int64        // for a rate, where there is no peer
+	theirs *side  // nil: there is no peer
+	peer   string // who theirs is; "": qemu-img
+	needs  func(ctx context.Context) error
+	bytes  int64                           // that a round moves, for a rate
+	check  func(ctx context.Context) error // of what theirs and ours wrote, when it is done
 }
 
-// row is what was measured of a line.
+// figure is what one run of one side took.
+type figure struct {
+	took, sync, cpu time.Duration
+	memory          int64 // bytes; greatest resident size
+	stopped         bool  // patience was at an end
+}
+
+// whole is the time until all of it was durable.
+func (f figure) whole() float64 { return (f.took + f.sync).Seconds() }
+
+// row is what was measured of a line: one figure per round.
 type row struct {
 	line
-	skipped              error
-	ours, theirs, synced []float64 // seconds; synced: what the sync of theirs took
+	skipped      error // why it was not
+	ours, theirs []figure
 }
 
-func (b *bench) measure(ctx context.Context, l line) (row, error) {
-	r := row{line: l}
+const quickRounds = 4 // as many rounds of a line that takes milliseconds
+
+func (b *bench) measure(ctx context.Context, l line) (r row, err error) {
+	r.line = l
 	if l.needs != nil {
-		if r.skipped = l.needs(); r.skipped != nil {
+		if r.skipped = l.needs(ctx); r.skipped != nil {
 			return r, nil
 		}
 	}
@@ -69,63 +94,120 @@ func (b *bench) measure(ctx context.Context, l line) (row, error) {
 		}
 	}
 	rounds := b.o.rounds
-	if l.rounds > 0 {
+	switch {
+	case l.rounds > 0:
 		rounds = min(rounds, l.rounds)
+	case l.quick && !b.o.quick:
+		rounds *= quickRounds
 	}
 	for round := range rounds {
-		for i := range 2 {
-			mine := (i+round)%2 == 0
-			if !mine && l.theirs == nil {
-				continue
-			}
-			s := l.ours
-			if !mine {
-				s = *l.theirs
-			}
-			took, synced, err := b.one(ctx, l, s)
-			if err != nil {
-				return r, err
-			}
-			if mine {
-				r.ours = append(r.ours, took.Seconds())
-			} else {
-				r.theirs = append(r.theirs, took.Seconds())
-				r.synced = append(r.synced, synced.Seconds())
-			}
+		if err := b.round(ctx, &r, round%2 == 0); err != nil {
+			return r, err
 		}
 	}
 	return r, b.remove(l.writes)
 }
 
-func (b *bench) one(ctx context.Context, l line, s side) (took, synced time.Duration, err error) {
+// round runs both sides once; who is first changes from round to round.
+func (b *bench) round(ctx context.Context, r *row, oursFirst bool) error {
+	for i := range 2 {
+		mine := (i == 0) == oursFirst
+		if !mine && r.line.theirs == nil {
+			continue
+		}
+		s, figures := r.line.ours, &r.ours
+		if !mine {
+			s, figures = *r.line.theirs, &r.theirs
+		}
+		f, err := b.one(ctx, r.line, s)
+		if err != nil {
+			return err
+		}
+		*figures = append(*figures, f)
+		if r.check != nil && !f.stopped && len(*figures) == 1 {
+			if err := r.check(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (b *bench) one(ctx context.Context, l line, s side) (figure, error) {
 	if err := b.remove(l.writes); err != nil {
-		return 0, 0, err
+		return figure{}, err
 	}
 	if s.setup != nil {
 		if err := s.setup(ctx); err != nil {
-			return 0, 0, err
+			return figure{}, err
 		}
 	}
 	for _, path := range l.reads {
 		if err := drop(path); err != nil {
-			return 0, 0, err
+			return figure{}, err
 		}
 	}
-	unix.Sync()
+	if !b.o.quick { // where others work it takes longer than all the rest
+		unix.Sync()
+	}
 	if err := calm(ctx, b.o.calm); err != nil {
-		return 0, 0, err
+		return figure{}, err
 	}
-	began := time.Now()
-	if err := command(ctx, s.ok, s.args...); err != nil {
-		return 0, 0, err
-	}
-	took = time.Since(began)
-	if s.unsynced {
-		began = time.Now()
+	f, err := s.run(ctx)
+	if err == nil && s.unsynced && !f.stopped {
+		began := time.Now()
 		err = syncFile(l.writes)
-		synced = time.Since(began)
+		f.sync = time.Since(began)
 	}
-	return took, synced, err
+	return f, err
+}
+
+func (s side) run(ctx context.Context) (f figure, err error) {
+	own, cancel := ctx, context.CancelFunc(func() {})
+	if s.patience > 0 {
+		own, cancel = context.WithTimeout(ctx, s.patience)
+	}
+	defer cancel()
+	cmd := exec.CommandContext(own, s.args[0], s.args[1:]...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	began := time.Now()
+	err = cmd.Run()
+	f.took = time.Since(began)
+	if state := cmd.ProcessState; state != nil {
+		f.cpu = state.UserTime() + state.SystemTime()
+		if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
+			f.memory = usage.Maxrss << 10
+		}
+	}
+	switch {
+	case s.patience > 0 && own.Err() != nil && ctx.Err() == nil:
+		f.stopped = true
+		return f, nil
+	case err != nil:
+		return f, fmt.Errorf("%s: %w\n%s%s", strings.Join(s.args, " "), err, out.Bytes(), errs.Bytes())
+	case s.inside:
+		f.took, err = told(out.Bytes())
+	case s.then != nil:
+		began = time.Now()
+		err = s.then()
+		f.took += time.Since(began)
+	}
+	return f, err
+}
+
+// told is the time that vhdxctl bench --json has measured.
+func told(out []byte) (time.Duration, error) {
+	var r struct {
+		Seconds float64 `json:"seconds"`
+	}
+	if err := json.Unmarshal(out, &r); err != nil {
+		return 0, err
+	}
+	if r.Seconds <= 0 {
+		return 0, fmt.Errorf("no time in %s", out)
+	}
+	return time.Duration(r.Seconds * float64(time.Second)), nil
 }
 
 func (b *bench) remove(path string) error {
@@ -138,11 +220,8 @@ func (b *bench) remove(path string) error {
 	return nil
 }
 
-func command(ctx context.Context, ok []int, args ...string) error {
+func command(ctx context.Context, args ...string) error {
 	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
-	if exit, is := errors.AsType[*exec.ExitError](err); is && slices.Contains(ok, exit.ExitCode()) {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
 	}
@@ -162,12 +241,18 @@ func drop(path string) error {
 	return errors.Join(err, f.Close())
 }
 
+// syncFile makes a new file durable, its name included.
 func syncFile(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
+	for _, path := range []string{path, filepath.Dir(path)} {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return nil
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
@@ -184,50 +269,4 @@ func (b *bench) once(name string, how func(path string) error) func(context.Cont
 		b.made[name] = true
 		return how(b.path(name))
 	}
-}
-
-const (
-	calmLook = 300 * time.Millisecond
-	calmIdle = 0.85
-)
-
-// calm waits until the processors have been idle for a moment, at most
-// patience: on a machine with other work a figure means nothing.
-func calm(ctx context.Context, patience time.Duration) error {
-	for end := time.Now().Add(patience); time.Now().Before(end); {
-		idle, all, err := processors()
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(calmLook):
-		}
-		idle2, all2, err := processors()
-		if err != nil {
-			return err
-		}
-		if (idle2-idle)/(all2-all) >= calmIdle {
-			return nil
-		}
-	}
-	return nil
-}
-
-// processors reads the first line of /proc/stat: user, nice, system, idle,
-// iowait, irq, softirq, steal.
-func processors() (idle, all float64, err error) {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, 0, err
-	}
-	var v [8]float64
-	if _, err := fmt.Sscanf(string(b), "cpu %f %f %f %f %f %f %f %f", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7]); err != nil {
-		return 0, 0, fmt.Errorf("read /proc/stat: %w", err)
-	}
-	for _, x := range v {
-		all += x
-	}
-	return v[3] + v[4], all, nil
 }
