@@ -78,7 +78,7 @@ func (g *guest) cycle(ctx context.Context, anew bool) error {
 		{"detach", g.v.Detach},
 		{"expand at rest", g.expandAtRest},
 	} {
-		if err := g.insist(ctx, s.call); err != nil {
+		if err := g.c.insist(ctx, s.call); err != nil {
 			return fmt.Errorf("volume that comes and goes (%s): %s: %w", g.fs, s.name, err)
 		}
 	}
@@ -87,7 +87,7 @@ func (g *guest) cycle(ctx context.Context, anew bool) error {
 
 // insist makes a call until it succeeds, as long as it is refused in a way
 // that says: come again.
-func (g *guest) insist(ctx context.Context, call func(context.Context) error) error {
+func (c *runner) insist(ctx context.Context, call func(context.Context) error) error {
 	for {
 		err := call(ctx)
 		switch code(err) {
@@ -100,7 +100,7 @@ func (g *guest) insist(ctx context.Context, call func(context.Context) error) er
 			}
 		}
 		select {
-		case <-g.c.p.Done():
+		case <-c.p.Done():
 			return fmt.Errorf("the plugin has ended: %w", err)
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
@@ -123,7 +123,7 @@ func (g *guest) create(ctx context.Context) error {
 	g.made++
 	name := fmt.Sprintf("guest-%s-%d-%d", g.fs, g.c.epoch, g.made)
 	g.size, g.gen = guestSize, 0
-	return g.insist(ctx, func(ctx context.Context) (err error) {
+	return g.c.insist(ctx, func(ctx context.Context) (err error) {
 		g.v, err = g.c.p.Create(ctx, name, guestSize, plugin.Filesystem(g.fs), map[string]string{"blockSize": "1Mi"})
 		return err
 	})
@@ -134,7 +134,7 @@ func (g *guest) remove(ctx context.Context) error {
 		return nil
 	}
 	for _, call := range []func(context.Context) error{g.v.Unpublish, g.v.Unstage, g.v.Detach, g.v.Delete} {
-		if err := g.insist(ctx, call); err != nil {
+		if err := g.c.insist(ctx, call); err != nil {
 			return err
 		}
 	}

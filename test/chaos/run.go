@@ -172,12 +172,16 @@ func (c *runner) bringUp(ctx context.Context) error {
 		{"ext4", plugin.Filesystem("ext4", "commit=300"), map[string]string{"blockSize": "1Mi"}},
 		{"xfs", plugin.Filesystem("xfs"), map[string]string{"blockSize": "2Mi"}},
 	} {
-		v, err := c.p.Create(ctx, fmt.Sprintf("chaos-%s-%d", k.name, c.epoch), volumeSize, k.cap, k.params)
+		var v *plugin.Volume
+		err := c.insist(ctx, func(ctx context.Context) (err error) {
+			v, err = c.p.Create(ctx, fmt.Sprintf("chaos-%s-%d", k.name, c.epoch), volumeSize, k.cap, k.params)
+			return err
+		})
 		if err != nil {
 			return err
 		}
 		c.volumes = append(c.volumes, v)
-		if err := v.Up(ctx); err != nil {
+		if err := c.insist(ctx, v.Up); err != nil {
 			return err
 		}
 		l, err := openLoad(k.name, loadPath(k.name, v), k.name == "raw", loadSize, c.o, &c.found)
@@ -226,7 +230,7 @@ func (c *runner) endEpoch(ctx context.Context) error {
 		}
 	}
 	for _, v := range c.volumes {
-		if err := v.Down(ctx); err != nil {
+		if err := c.insist(ctx, v.Down); err != nil {
 			return err
 		}
 	}
@@ -234,7 +238,7 @@ func (c *runner) endEpoch(ctx context.Context) error {
 		return err
 	}
 	for i, v := range c.volumes {
-		if err := v.Up(ctx); err != nil {
+		if err := c.insist(ctx, v.Up); err != nil {
 			return err
 		}
 		l := c.loads[i]
@@ -250,8 +254,10 @@ func (c *runner) endEpoch(ctx context.Context) error {
 		return fmt.Errorf("volumes brought up anew: %w", err)
 	}
 	for _, v := range c.volumes {
-		if err := errors.Join(v.Down(ctx), v.Delete(ctx)); err != nil {
-			return err
+		for _, call := range []func(context.Context) error{v.Down, v.Delete} {
+			if err := c.insist(ctx, call); err != nil {
+				return err
+			}
 		}
 	}
 	c.volumes, c.loads, c.guests = nil, nil, nil
