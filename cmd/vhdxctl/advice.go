@@ -19,6 +19,7 @@ var advices = []struct {
 	{errOtherSource, "Give the old copy up by removing the two .partial files, then run this again."},
 	{errHalfWritten, "Run the command again before the target is used."},
 	{errTargetExists, "Nothing was replaced. Choose another name, replace the file with --overwrite, or write into it with -n."},
+	{errOverwritten, "What was written until then is in the image, which is consistent."},
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},
 	{blockdev.ErrBusy, "Unmount it, or close what has it open. It is still there, and served."},

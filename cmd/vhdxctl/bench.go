@@ -84,6 +84,8 @@ The options are those of qemu-img bench, so that the two can be compared.`,
 	return cmd
 }
 
+var errOverwritten = errors.New("ended early")
+
 const (
 	maxRequest = 64 << 20
 	maxDepth   = 1024
@@ -119,6 +121,9 @@ func (a *app) bench(ctx context.Context, path string, o benchOptions) error {
 	b := &bench{im: im, o: o, bar: a.progress(ctx, o.quiet, "measuring")}
 	r, err := b.run(ctx)
 	b.bar.end()
+	if errors.Is(err, context.Canceled) && o.write {
+		err = fmt.Errorf("%w: %w", errOverwritten, err)
+	}
 	if err = errors.Join(err, im.Close()); err != nil {
 		return err
 	}

@@ -28,6 +28,8 @@ type conversion struct {
 // finisher is a new target: it gets its name at the end, or nothing is left.
 type finisher interface {
 	disk.Target
+	// Fill gives the file all of its space.
+	Fill() error
 	Publish(replace bool) error
 	Abort() error
 }
@@ -111,6 +113,11 @@ func (c *conversion) finish(ctx context.Context, t finisher, work func(disk.Opti
 	bar.end()
 	if err != nil {
 		return stats, errors.Join(err, t.Abort())
+	}
+	if c.o.noSparse {
+		if err := t.Fill(); err != nil {
+			return stats, errors.Join(err, t.Abort())
+		}
 	}
 	return stats, t.Publish(c.o.overwrite)
 }

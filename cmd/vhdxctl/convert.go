@@ -22,6 +22,7 @@ type convertOptions struct {
 	noCreate             bool
 	overwrite            bool
 	resume               bool
+	noSparse             bool
 	quiet                bool
 	workers              int
 	unit                 sizeFlag
@@ -98,6 +99,7 @@ devices cannot tell whether they have changed and so cannot be resumed.`,
 	f.BoolVarP(&o.noCreate, "no-create", "n", false, "write into the existing target")
 	f.BoolVar(&o.overwrite, "overwrite", false, "replace an existing file")
 	f.BoolVar(&o.resume, "resume", false, "keep an interrupted copy, and go on with one")
+	f.BoolVar(&o.noSparse, "no-sparse", false, "give the new file all of its space: Windows refuses sparse images")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress bar")
 	f.IntVarP(&o.workers, "workers", "m", 0, "reads and writes at once, 1 to 64 (default 4)")
 	f.VarP(&o.unit, "sparse-size", "S", "how many zeros are left out rather than written, a power of two, 4K to 1M (default 64K)")
@@ -123,8 +125,8 @@ func (o *convertOptions) complete(list []string) error {
 	if o.workers < 0 || o.workers > 64 {
 		return fmt.Errorf("--workers %d: want 1 to 64", o.workers)
 	}
-	if o.noCreate && (o.overwrite || o.resume) {
-		return errors.New("-n writes into what is there; it goes with neither --overwrite nor --resume")
+	if o.noCreate && (o.overwrite || o.resume || o.noSparse) {
+		return errors.New("-n writes into what is there; it goes with neither --overwrite nor --resume nor --no-sparse")
 	}
 	for _, pair := range list {
 		if err := qemuOption(&o.create, pair); err != nil {

@@ -9,16 +9,20 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 // infoResult is what info prints as JSON.
 type infoResult struct {
-	Path               string     `json:"path"`
-	Creator            string     `json:"creator"`
-	VirtualSize        int64      `json:"virtualSize"`
-	FileSize           int64      `json:"fileSize"`
+	Path        string `json:"path"`
+	Creator     string `json:"creator"`
+	VirtualSize int64  `json:"virtualSize"`
+	FileSize    int64  `json:"fileSize"`
+	// SpaceUsed is what the file takes on its filesystem; less than FileSize:
+	// it is sparse.
+	SpaceUsed          int64      `json:"spaceUsed"`
 	Fixed              bool       `json:"fixed"`
 	BlockSize          int64      `json:"blockSize"`
 	LogicalSectorSize  int        `json:"logicalSectorSize"`
@@ -74,6 +78,7 @@ func (a *app) info(path string) (infoResult, error) {
 		return infoResult{}, err
 	}
 	r := newInfoResult(path, im.Info())
+	r.SpaceUsed = spaceUsed(path, r.FileSize)
 	for i, l := range im.Layers() {
 		if layer := newLayerResult(l); i > 0 {
 			r.Chain = append(r.Chain, layer)
@@ -85,6 +90,22 @@ func (a *app) info(path string) (infoResult, error) {
 		r.ChainBroken = broken.Error()
 	}
 	return r, im.Close()
+}
+
+// spaceUsed asks the filesystem; size where it does not say.
+func spaceUsed(path string, size int64) int64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return size
+	}
+	return st.Blocks * 512
+}
+
+func spaceText(used, size int64) string {
+	if used >= size {
+		return formatSize(used)
+	}
+	return formatSize(used) + " (sparse: Windows refuses such a file on its own filesystems; vhdxctl convert --no-sparse makes one that is not)"
 }
 
 func newInfoResult(path string, i vhdx.Info) infoResult {
@@ -127,6 +148,7 @@ func (r infoResult) print(w io.Writer) {
 		{"format", "VHDX, " + r.Type},
 		{"virtual size", exactSize(r.VirtualSize)},
 		{"file size", exactSize(r.FileSize)},
+		{"space used", spaceText(r.SpaceUsed, r.FileSize)},
 		{"allocated", fmt.Sprintf("%d of %d blocks of %s", r.AllocatedBlocks, r.PayloadBlocks, formatSize(r.BlockSize))},
 		{"sector size", fmt.Sprintf("%d logical, %d physical", r.LogicalSectorSize, r.PhysicalSectorSize)},
 		{"log", formatSize(r.LogSize) + ", " + log},

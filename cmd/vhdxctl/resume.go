@@ -121,6 +121,9 @@ func (c *conversion) resumable(ctx context.Context, src opened) (disk.Stats, err
 		err = f.Truncate(f.Size()) // direct I/O writes whole pages
 	}
 	err = errors.Join(err, t.Close())
+	if err == nil && c.o.noSparse {
+		err = disk.Fill(c.to + partialSuffix)
+	}
 	if err != nil {
 		return stats, fmt.Errorf("%s: %w at %s of %s: %w", c.to, errKept, formatSize(n.Done), formatSize(src.Size()), err)
 	}

@@ -123,6 +123,32 @@ func CreateFile(path string, size int64) (*NewFile, error) {
 	return &NewFile{f, draft}, nil
 }
 
+// Fill gives the file all of its space, so that it has no holes.
+func (f *NewFile) Fill() error { return fill(f.draft.File(), f.size) }
+
+// Fill gives a file all of its space, so that it has no holes, and syncs it.
+func Fill(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil {
+		err = fill(f, st.Size())
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func fill(f *os.File, size int64) error {
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
+		return &os.PathError{Op: "allocate", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
 // Publish gives the file its name. With replace, whatever has that name now
 // gives way.
 func (f *NewFile) Publish(replace bool) error {

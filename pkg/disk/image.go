@@ -51,15 +51,36 @@ func CreateImageOn(draft *vhdx.Draft, o vhdx.CreateOptions) (*NewImage, vhdx.Cre
 // Resize implements [Resizer].
 func (n *NewImage) Resize(size int64) error { return n.Grow(size) }
 
+// Fill gives what is in use of the file by the end of the copy all of its
+// space, so that it has no holes. Nothing may be written afterwards.
+func (n *NewImage) Fill() error {
+	if err := n.Close(); err != nil {
+		return err
+	}
+	st, err := n.draft.File().Stat()
+	if err != nil {
+		return err
+	}
+	return fill(n.draft.File(), st.Size())
+}
+
 // Publish closes the image and gives it its name. With replace, whatever has
 // that name now gives way.
 func (n *NewImage) Publish(replace bool) error {
-	err := n.Close()
+	err := n.closeOnce()
 	if err == nil {
 		err = n.draft.Publish(replace)
 	}
 	return errors.Join(err, n.draft.Close())
 }
 
+// closeOnce closes the image unless Fill has.
+func (n *NewImage) closeOnce() error {
+	if err := n.Close(); !errors.Is(err, vhdx.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
 // Abort leaves nothing.
-func (n *NewImage) Abort() error { return errors.Join(n.Close(), n.draft.Close()) }
+func (n *NewImage) Abort() error { return errors.Join(n.closeOnce(), n.draft.Close()) }
