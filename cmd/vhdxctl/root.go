@@ -37,7 +37,7 @@ type app struct {
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	a := &app{out: out, errOut: errOut}
 	root := a.rootCommand(ctx)
-	root.SetArgs(args)
+	root.SetArgs(sizesLast(args))
 	root.SetOut(out)
 	root.SetErr(errOut)
 	cmd, err := root.ExecuteC()
@@ -78,6 +78,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		a.chainCommand(),
 		a.checkCommand(ctx),
 		a.childCommand(),
+		a.compactCommand(ctx),
 		a.compareCommand(ctx),
 		a.completionCommand(),
 		a.convertCommand(ctx),
@@ -90,6 +91,7 @@ Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
 		a.mapCommand(ctx),
 		a.metadataCommand(),
 		a.replayCommand(),
+		a.resizeCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		if cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil {

@@ -49,7 +49,9 @@ func CreateImageOn(draft *vhdx.Draft, o vhdx.CreateOptions) (*NewImage, vhdx.Cre
 }
 
 // Resize implements [Resizer].
-func (n *NewImage) Resize(size int64) error { return n.Grow(size) }
+func (n *NewImage) Resize(size int64) error {
+	return n.Image.Resize(size, vhdx.ResizeOptions{})
+}
 
 // Fill gives what is in use of the file by the end of the copy all of its
 // space, so that it has no holes. Nothing may be written afterwards.
