@@ -1,5 +1,5 @@
-// Command vhdxctl creates, describes, checks and grows VHDX images. It needs
-// neither Kubernetes nor root.
+// Command vhdxctl works with VHDX images: see its help. It needs no Kubernetes,
+// and root for attach alone.
 package main
 
 import (

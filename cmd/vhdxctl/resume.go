@@ -117,9 +117,6 @@ func (c *conversion) resumable(ctx context.Context, src opened) (disk.Stats, err
 	}
 	stats, err := disk.Copy(ctx, t, src, o)
 	bar.end()
-	if f, ok := t.(*disk.File); ok && err == nil {
-		err = f.Truncate(f.Size()) // direct I/O writes whole pages
-	}
 	err = errors.Join(err, t.Close())
 	if err == nil && c.o.noSparse {
 		err = disk.Fill(c.to + partialSuffix)

@@ -57,15 +57,21 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 func (a *app) rootCommand(ctx context.Context) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vhdxctl",
-		Short: "Create, describe, check and grow VHDX images",
-		Long: `vhdxctl creates, describes, checks and grows VHDX images: the disks of Hyper-V,
-which QEMU reads and csi-driver-vhdx serves as volumes. No image that another
-process has open is touched.
+		Short: "Work with VHDX images",
+		Long: `vhdxctl works with VHDX images, the disks of Hyper-V, which QEMU reads and
+csi-driver-vhdx serves as volumes: it creates, converts, compares, checks and
+repairs them, changes their size, and shows what is in them.
 
-Sizes are bytes, or carry a binary unit: 512M, 10G, 2T (also 512MiB, 10Gi).
+No image that another process has open is touched, and no existing file is
+replaced unless that is asked for. Commands and options are named as those of
+qemu-img where the two do the same.
 
-Exit codes: 0 done; 1 it could not be done; 2 check found the image corrupt,
-3 check found lost space and nothing worse.`,
+Sizes are bytes, or carry a binary unit: 512M, 10G, 2T (also 512MiB, 10Gi). What
+takes longer than a moment shows on a terminal how far it is, and Ctrl-C ends it
+with a consistent image or none.
+
+Exit codes: 0 done; 1 it could not be done; check: 2 the image is corrupt, 3 it
+has lost space and nothing worse; compare: 1 different, 2 could not be compared.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,

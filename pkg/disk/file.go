@@ -65,6 +65,16 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 	return start, end, err
 }
 
+// WriteAt implements [Target]. Direct I/O writes whole pages: what that adds
+// behind the end is cut off again.
+func (f *File) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.OSFile.WriteAt(p, off)
+	if page := int64(os.Getpagesize()); err == nil && (off+int64(n)+page-1)/page*page > f.size {
+		err = f.Truncate(f.size)
+	}
+	return n, err
+}
+
 // WriteZeroes implements [Target].
 func (f *File) WriteZeroes(off, n int64) error {
 	if err := f.PunchHole(off, n); !errors.Is(err, errors.ErrUnsupported) {
@@ -152,8 +162,7 @@ func fill(f *os.File, size int64) error {
 // Publish gives the file its name. With replace, whatever has that name now
 // gives way.
 func (f *NewFile) Publish(replace bool) error {
-	err := f.Truncate(f.size) // direct I/O writes whole pages
-	err = errors.Join(err, f.Close())
+	err := f.Close()
 	if err == nil {
 		err = f.draft.Publish(replace)
 	}
