@@ -23,8 +23,13 @@ func (im *Image) zeroInChild(off, n int64, discard bool) error {
 	if done || err != nil {
 		return err
 	}
-	if im.allPresent(im.bat.Load(), off, n) || im.payload(off>>im.blockShift).State() == ondisk.BlockFullyPresent {
+	switch b := im.bat.Load(); b.payload(off >> im.blockShift).State() {
+	case ondisk.BlockFullyPresent:
 		return im.zeroPiece(off, n, discard)
+	case ondisk.BlockPartiallyPresent: // of a block in any other state the bits mean nothing
+		if im.allPresent(b, off, n) {
+			return im.zeroPiece(off, n, discard)
+		}
 	}
 	return im.writeZeroSectors(off, n)
 }

@@ -115,7 +115,8 @@ type harness struct {
 	effort effort
 	visits *visits
 	only   place
-	random bool // the seed says all: it is TestCrash
+	random bool                     // the seed says all: it is TestCrash
+	look   func(*vhdxtest.Snapshot) // instead of cuts: sees every step
 
 	mu     sync.Mutex
 	failed error
@@ -218,6 +219,10 @@ func newSession(start *vhdxtest.File, m *vhdxtest.Model, seen *vhdxtest.Observed
 // hook cuts at every step of a file.
 func (h *harness) hook(s *session, before place, images int) func(*vhdxtest.Snapshot) {
 	return func(snap *vhdxtest.Snapshot) {
+		if h.look != nil {
+			h.look(snap)
+			return
+		}
 		at := append(before[:len(before):len(before)], cut{snap.Step(), -1})
 		if h.err() != nil || h.visits.enough() || !h.wants(at) {
 			return

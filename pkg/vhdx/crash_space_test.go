@@ -75,7 +75,14 @@ func (w *run) leave() {
 func (w *run) shrink() error {
 	size := w.im.Size()
 	lss := int64(w.im.LogicalSectorSize())
-	to := max(lss, size-(1+w.r.Int64N(size/2/lss))*lss)
+	return w.shrinkTo(max(lss, size-(1+w.r.Int64N(max(1, size/2/lss)))*lss))
+}
+
+func (w *run) shrinkTo(to int64) error {
+	size := w.im.Size()
+	if to == size {
+		return nil
+	}
 	data, err := w.holdsData(to)
 	if err != nil {
 		return err
@@ -112,10 +119,14 @@ func (w *run) holdsData(off int64) (bool, error) {
 
 // compact compacts the image, or begins to.
 func (w *run) compact() error {
+	return w.compactUntil(w.r.Int64N(40 * mib))
+}
+
+// compactUntil compacts, but no more than so many bytes of payload.
+func (w *run) compactUntil(stopAt int64) error {
 	w.leave()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	stopAt := w.r.Int64N(40 * mib)
 	_, err := w.im.Compact(ctx, vhdx.CompactOptions{Progress: func(done, _ int64) {
 		if done > stopAt {
 			cancel()
