@@ -160,7 +160,7 @@ func journalMeasure(ctx context.Context, o options, t target, l journalLine) (f 
 		if _, err := fio(ctx, d.path, "--rw=write", "--bs=1m", "--iodepth=4", "--end_fsync=1", span); err != nil {
 			return f, err
 		}
-		args = append(args, "--rw=randwrite", span, fmt.Sprintf("--runtime=%.1f", o.seconds), "--time_based")
+		args = append(args, "--rw=randwrite", span, o.runtime(), "--time_based")
 	}
 	before, err := onProcessor(d.pid)
 	if err != nil {

@@ -122,7 +122,7 @@ func (b *bench) one(ctx context.Context, w workload, round int) error {
 		if w.fresh {
 			v, err = b.freshImage(ctx, t, w)
 		} else {
-			v, err = fio(ctx, b.devs[t.name].path, w.args(fmt.Sprintf("--runtime=%.1f", b.o.seconds), "--time_based")...)
+			v, err = fio(ctx, b.devs[t.name].path, w.args(b.o.runtime(), "--time_based")...)
 		}
 		if err != nil {
 			return fmt.Errorf("%s, %s: %w", w.name, t.name, err)
@@ -201,3 +201,6 @@ func fioJob(ctx context.Context, dev string, args ...string) (s side, err error)
 	}
 	return s, nil
 }
+
+// runtime is in milliseconds: fio takes half a second as none.
+func (o options) runtime() string { return fmt.Sprintf("--runtime=%dms", int(o.seconds*1000)) }
