@@ -1,14 +1,14 @@
 package main
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -25,7 +25,7 @@ import (
 // synced is there when it comes again.
 type guest struct {
 	c    *runner
-	fs   string
+	fs   string // "": raw
 	v    *plugin.Volume
 	size int64
 	gen  uint32 // of what is in it; 0: nothing has been written
@@ -46,7 +46,20 @@ func (c *runner) guestFor(p deathpoint.Point) *guest {
 	case deathpoint.HelperMkfsExt4, deathpoint.HelperFsck, deathpoint.HelperResize2fs, deathpoint.NodeChecked:
 		return c.guests[0]
 	}
+	if filesystemPoint(p) {
+		return c.guests[c.rng.IntN(2)]
+	}
 	return c.guests[c.rng.IntN(len(c.guests))]
+}
+
+// filesystemPoint reports whether only a volume with a filesystem comes there.
+func filesystemPoint(p deathpoint.Point) bool {
+	switch p {
+	case deathpoint.HelperMount, deathpoint.HelperUmount, deathpoint.HelperStatfs, deathpoint.NodeUnmounted, deathpoint.NodeMounted,
+		deathpoint.NodeFormatting, deathpoint.NodeMkfs, deathpoint.NodeFormatted, deathpoint.NodeUsed:
+		return true
+	}
+	return false
 }
 
 // cycle lets the volume come, be used, and go.
@@ -79,7 +92,7 @@ func (g *guest) cycle(ctx context.Context, anew bool) error {
 		{"expand at rest", g.expandAtRest},
 	} {
 		if err := g.c.insist(ctx, s.call); err != nil {
-			return fmt.Errorf("volume that comes and goes (%s): %s: %w", g.fs, s.name, err)
+			return fmt.Errorf("%s: %s: %w", g, s.name, err)
 		}
 	}
 	return nil
@@ -121,10 +134,10 @@ func code(err error) codes.Code {
 
 func (g *guest) create(ctx context.Context) error {
 	g.made++
-	name := fmt.Sprintf("guest-%s-%d-%d", g.fs, g.c.epoch, g.made)
+	name := fmt.Sprintf("guest-%s-%d-%d", cmp.Or(g.fs, "raw"), g.c.epoch, g.made)
 	g.size, g.gen = guestSize, 0
 	return g.c.insist(ctx, func(ctx context.Context) (err error) {
-		g.v, err = g.c.p.Create(ctx, name, guestSize, plugin.Filesystem(g.fs), map[string]string{"blockSize": "1Mi"})
+		g.v, err = g.c.p.Create(ctx, name, guestSize, g.capability(), map[string]string{"blockSize": "1Mi"})
 		return err
 	})
 }
@@ -167,25 +180,44 @@ func (g *guest) expandAtRest(ctx context.Context) error {
 	return err
 }
 
-func (g *guest) path() string { return filepath.Join(g.v.Target, "data") }
+func (g *guest) capability() *csi.VolumeCapability {
+	if g.fs == "" {
+		return plugin.Raw()
+	}
+	return plugin.Filesystem(g.fs)
+}
+
+func (g *guest) open() (*os.File, error) {
+	path := g.v.Target
+	if g.fs != "" {
+		path = filepath.Join(path, "data")
+	}
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+}
+
+func (g *guest) String() string { return "volume that comes and goes (" + cmp.Or(g.fs, "raw") + ")" }
 
 // verify reads what the last cycle wrote and did not sync.
 func (g *guest) verify(context.Context) error {
 	if g.gen == 0 {
 		return nil
 	}
-	got, err := os.ReadFile(g.path())
+	got := make([]byte, guestFile)
+	f, err := g.open()
+	if err == nil {
+		_, err = io.ReadFull(f, got)
+		err = errors.Join(err, f.Close())
+	}
 	if err != nil {
-		g.c.found.failed("volume that comes and goes ("+g.fs+")", err)
+		g.c.found.failed(g.String(), err)
 		return err
 	}
-	if want := g.content(); !bytes.Equal(got, want) {
-		at := slices.IndexFunc(want, func(b byte) bool { return len(got) == 0 || b != got[0] })
-		g.c.found.wrong.Add(1)
-		g.c.found.log("WRONG BYTES: volume that comes and goes (%s): %d bytes, want %d of generation %d (%d)", g.fs, len(got), len(want), g.gen, at)
-		return errors.New("wrong bytes")
+	for at := int64(0); at < guestFile; at += sectorSize {
+		if p := got[at : at+sectorSize]; !holds(p, at, g.gen) {
+			g.c.found.wrongSector(g.String(), at, g.gen, p)
+		}
 	}
-	return nil
+	return g.c.found.err()
 }
 
 func (g *guest) content() []byte {
@@ -197,9 +229,13 @@ func (g *guest) content() []byte {
 // write leaves new content in the page cache.
 func (g *guest) write(context.Context) error {
 	g.gen++
-	if err := os.WriteFile(g.path(), g.content(), 0o600); err != nil {
-		g.c.found.failed("volume that comes and goes ("+g.fs+")", err)
-		return err
+	f, err := g.open()
+	if err == nil {
+		_, err = f.WriteAt(g.content(), 0)
+		err = errors.Join(err, f.Close())
 	}
-	return nil
+	if err != nil {
+		g.c.found.failed(g.String(), err)
+	}
+	return err
 }

@@ -36,7 +36,7 @@ type runner struct {
 	epoch    int
 	volumes  []*plugin.Volume
 	loads    []*load
-	guests   []*guest // ext4, xfs
+	guests   []*guest // ext4, xfs, raw
 	pressure *pressure
 	stop     func() // ends the writers and waits for them
 }
@@ -190,7 +190,7 @@ func (c *runner) bringUp(ctx context.Context) error {
 		}
 		c.loads = append(c.loads, l)
 	}
-	for _, fs := range []string{"ext4", "xfs"} {
+	for _, fs := range []string{"ext4", "xfs", ""} {
 		c.guests = append(c.guests, &guest{c: c, fs: fs})
 	}
 	writing, cancel := context.WithCancel(context.WithoutCancel(ctx))
