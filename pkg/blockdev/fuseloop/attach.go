@@ -30,7 +30,8 @@ const (
 // Options of an [Attacher]. The zero value is right.
 type Options struct {
 	// Note is told, once for each, what is less good than it could be with
-	// this kernel and these rights; id is the volume's. It must not block.
+	// this kernel and these rights, and, by Alive, that the storage does not
+	// answer; id is the volume's. It must not block.
 	Note func(id, text string)
 	// Crashing, if set, is told the volume whose serving panics, an image's
 	// methods that are called for it included, before the panic ends the process

@@ -65,8 +65,9 @@ type engine struct {
 	parked   []int32 // in order of arrival
 	armed    int     // reads of /dev/fuse under way
 	seq      uint64
-	narrow   int // requests, running or parked, with narrow set
-	taken    uint64
+	narrow   int    // requests, running or parked, with narrow set
+	taken    uint64 // requests accepted
+	carried  uint64 // requests carried out
 	pulse    pulse
 
 	heard     bool // a request came in this round

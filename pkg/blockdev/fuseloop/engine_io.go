@@ -135,6 +135,7 @@ func (e *engine) takeSlow() {
 // done answers a request that has been carried out.
 func (e *engine) done(i int32) {
 	r := &e.reqs[i]
+	e.carried++
 	e.answer(i)
 	if r.narrow {
 		e.narrow--

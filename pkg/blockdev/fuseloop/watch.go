@@ -42,6 +42,7 @@ type pulse struct {
 	tid    int
 	rounds atomic.Uint64 // twice the rounds made; odd while it waits in the kernel
 	taken  atomic.Uint64 // requests accepted
+	done   atomic.Uint64 // requests carried out
 	queue  atomic.Uint64 // see pack
 }
 
@@ -62,6 +63,7 @@ func (e *engine) beat(waiting bool) {
 		return
 	}
 	e.pulse.taken.Store(e.taken)
+	e.pulse.done.Store(e.carried)
 	running := len(e.reqs) - len(e.freeReqs) - len(e.replied) - len(e.parked)
 	e.pulse.queue.Store(pack(len(e.parked), running, e.end == nil && (e.armed > 0 || e.canRead())))
 	e.pulse.rounds.Add(1)
@@ -69,21 +71,24 @@ func (e *engine) beat(waiting bool) {
 
 // sight is what one look at an engine finds.
 type sight struct {
-	rounds, taken, queue uint64
-	unread               bool   // requests wait in /dev/fuse
-	state                byte   // of the thread, as in /proc; 0: not known
-	ticks                uint64 // processor time of the thread
-	at                   time.Time
+	rounds, taken, done, queue uint64
+	unread                     bool   // requests wait in /dev/fuse
+	state                      byte   // of the thread, as in /proc; 0: not known
+	ticks                      uint64 // processor time of the thread
+	at                         time.Time
 }
 
 func (s sight) waiting() bool { return s.rounds&1 == 1 }
 func (s sight) room() bool    { return s.queue&1 == 1 }
 func (s sight) parked() bool  { return s.queue>>32 > 0 }
-func (s sight) running() bool { return s.queue&(1<<32-1)>>1 > 0 }
+func (s sight) running() int  { return int(s.queue & (1<<32 - 1) >> 1) }
 
 // watch judges an engine by what several looks have in common.
 type watch struct {
 	thread, parked, unread suspicion
+
+	waits  suspicion // for the storage, which is no fault of the engine
+	waited bool      // and has been said
 }
 
 // suspicion is something that looks have found again and again since first.
@@ -120,13 +125,34 @@ func (w *watch) look(now sight) error {
 	if w.thread.holds(stuck, now) && proven(w.thread.first, now) {
 		return fmt.Errorf("the serving thread %s has not come round %s, in state %c", where(now), lasted(&w.thread), now.state)
 	}
-	if w.parked.holds(now.parked() && !now.running() && still(&w.parked), now) {
+	if w.parked.holds(now.parked() && now.running() == 0 && still(&w.parked), now) {
 		return fmt.Errorf("requests wait behind nothing %s", lasted(&w.parked))
 	}
 	if w.unread.holds(now.unread && now.room() && now.waiting() && still(&w.unread), now) {
 		return fmt.Errorf("requests of the kernel are not read %s", lasted(&w.unread))
 	}
 	return nil
+}
+
+// stallTime is how long the storage may take before it is worth a word.
+const stallTime = time.Minute
+
+// stalls says when no request has been carried out for long, and when it goes
+// on; "" else.
+func (w *watch) stalls(now sight) string {
+	if now.running() > 0 && (w.waits.looks == 0 || w.waits.first.done == now.done) {
+		if w.waits.holds(true, now); !w.waited && now.at.Sub(w.waits.first.at) >= stallTime {
+			w.waited = true
+			return fmt.Sprintf("none of %d requests has been carried out for %v: the storage hangs or is full; they wait", now.running(), stallTime)
+		}
+		return ""
+	}
+	w.waits.looks = 0
+	if !w.waited {
+		return ""
+	}
+	w.waited = false
+	return "requests are carried out again"
 }
 
 func where(s sight) string {
@@ -154,7 +180,7 @@ func proven(first, now sight) bool {
 // see looks at an engine that is not closed.
 func (e *engine) see(now time.Time) sight {
 	e.waker.Wake()
-	s := sight{rounds: e.pulse.rounds.Load(), taken: e.pulse.taken.Load(), queue: e.pulse.queue.Load(), at: now}
+	s := sight{rounds: e.pulse.rounds.Load(), taken: e.pulse.taken.Load(), done: e.pulse.done.Load(), queue: e.pulse.queue.Load(), at: now}
 	poll := []unix.PollFd{{Fd: int32(e.s.fd), Events: unix.POLLIN}}
 	if n, err := unix.Poll(poll, 0); err == nil && n > 0 {
 		s.unread = poll[0].Revents&unix.POLLIN != 0
@@ -191,7 +217,11 @@ func (d *Device) Alive() error {
 	if d.srv == nil {
 		return nil // not yet, or no more: Done tells
 	}
-	if err := d.watch.look(d.srv.see(time.Now())); err != nil {
+	now := d.srv.see(time.Now())
+	if text := d.watch.stalls(now); text != "" {
+		d.note("%s", text)
+	}
+	if err := d.watch.look(now); err != nil {
 		return fmt.Errorf("volume %s on %s hangs: %w", d.id, d.path, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package fuseloop
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
@@ -77,6 +79,32 @@ func TestWatch(t *testing.T) {
 				t.Fatalf("verdict %v, want %q", got, r.want)
 			}
 		})
+	}
+}
+
+// Storage that does not answer is told once, and so is its return.
+func TestWatchTellsOfStorage(t *testing.T) {
+	var wt watch
+	var said []string
+	now := time.Unix(1000, 0)
+	for i := range 300 {
+		s := sight{done: 7, queue: pack(0, 3, true), at: now.Add(time.Duration(i) * time.Second)}
+		switch {
+		case i >= 200 && i < 210: // one was carried out, and then hangs another
+			s.done = 8
+		case i >= 210:
+			s.done, s.queue = 11, pack(0, 0, true)
+		}
+		if text := wt.stalls(s); text != "" {
+			said = append(said, fmt.Sprint(i, ": ", text))
+		}
+	}
+	want := []string{
+		"60: none of 3 requests has been carried out for 1m0s: the storage hangs or is full; they wait",
+		"200: requests are carried out again",
+	}
+	if d := cmp.Diff(want, said); d != "" {
+		t.Fatal(d)
 	}
 }
 
