@@ -35,6 +35,7 @@ var advices = []struct {
 	{vhdx.ErrUnsupported, "Nothing was changed. Open it with the software that wrote it."},
 	{syscall.ENOSPC, "A fixed image takes all of its space at once. Free some, or leave out --fixed: a dynamic image takes space as it is written."},
 	{syscall.EDQUOT, "A fixed image takes all of its space at once. Raise the quota, or leave out --fixed."},
+	{syscall.EFBIG, "The filesystem cannot hold a file of that size: a VHDX takes only what it needs, and XFS holds larger files."},
 	{syscall.EROFS, "The filesystem is mounted read-only."},
 	{fs.ErrExist, "Nothing was replaced. Choose another name, or remove the file first."},
 	{fs.ErrPermission, "Run it as a user who may read and write the file and its directory."},
