@@ -101,7 +101,7 @@ func (c *conversion) fromDisk(ctx context.Context, src opened) (disk.Stats, erro
 	if err != nil {
 		return disk.Stats{}, err
 	}
-	return c.finish(ctx, t, func(o disk.Options) (disk.Stats, error) { return disk.Copy(ctx, t, src, o) })
+	return c.finish(ctx, t, func(o disk.Options) (disk.Stats, error) { return disk.Copy(ctx, t, src.source, o) })
 }
 
 // finish copies to a new target and gives it its name.
@@ -168,7 +168,7 @@ func (c *conversion) intoExisting(ctx context.Context, src opened) (disk.Stats, 
 		c.notes = append(c.notes, fmt.Sprintf("%s is larger than the source: what it holds beyond %s stays as it was", c.to, exactSize(src.Size())))
 	}
 	bar := c.app.progress(ctx, c.o.quiet, "converting")
-	stats, err := disk.Copy(ctx, t, src, c.copyOptions(bar))
+	stats, err := disk.Copy(ctx, t, src.source, c.copyOptions(bar))
 	bar.end()
 	if errors.Is(err, context.Canceled) {
 		err = fmt.Errorf("%w: %w", errHalfWritten, err)
@@ -215,10 +215,10 @@ func (c *conversion) toOutput(ctx context.Context, src opened) (disk.Stats, erro
 	o := c.copyOptions(bar)
 	if c.format == formatRaw {
 		o.Whole = true
-		return disk.Copy(ctx, disk.NewStream(os.Stdout, src.Size()), src, o)
+		return disk.Copy(ctx, disk.NewStream(os.Stdout, src.Size()), src.source, o)
 	}
 	return c.spooled(src.Size(), src.sector(), func(t disk.Target) (disk.Stats, error) {
 		o.Blank = true
-		return disk.Copy(ctx, t, src, o)
+		return disk.Copy(ctx, t, src.source, o)
 	})
 }

@@ -23,6 +23,7 @@ type convertOptions struct {
 	overwrite            bool
 	resume               bool
 	noSparse             bool
+	noReflink            bool
 	quiet                bool
 	workers              int
 	unit                 sizeFlag
@@ -37,6 +38,7 @@ type convertResult struct {
 	VirtualSize  int64    `json:"virtualSize"`
 	BytesRead    int64    `json:"bytesRead"`
 	BytesWritten int64    `json:"bytesWritten"`
+	BytesShared  int64    `json:"bytesShared"` // with the source, by the filesystem
 	ResumedAt    int64    `json:"resumedAt"`
 	Seconds      float64  `json:"seconds"`
 	Notes        []string `json:"notes"`
@@ -54,7 +56,9 @@ input (-), to a VHDX, a raw file, a block device or standard output (-). A
 differencing image is read through its chain, so the copy stands alone.
 
 What is not there is not read: blocks without space, holes of files. What is
-read and zero is not written. The target gets its name only when all of it is
+read and zero is not written. Where source and target are on one filesystem that
+can share data (XFS, Btrfs), it is shared until one of them is written to, but for a
+fixed target. The target gets its name only when all of it is
 on the medium; Ctrl-C, an error or a kill leaves none.
 
 The format of the source is found by looking at it, that of the target by -O or
@@ -100,6 +104,7 @@ devices cannot tell whether they have changed and so cannot be resumed.`,
 	f.BoolVar(&o.overwrite, "overwrite", false, "replace an existing file")
 	f.BoolVar(&o.resume, "resume", false, "keep an interrupted copy, and go on with one")
 	f.BoolVar(&o.noSparse, "no-sparse", false, "give the new file all of its space: Windows refuses sparse images")
+	f.BoolVar(&o.noReflink, "no-reflink", false, "copy the data even where the filesystem could share it")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress bar")
 	f.IntVarP(&o.workers, "workers", "m", 0, "reads and writes at once, 1 to 64 (default 4)")
 	f.VarP(&o.unit, "sparse-size", "S", "how many zeros are left out rather than written, a power of two, 4K to 1M (default 64K)")
@@ -173,7 +178,7 @@ func (a *app) convert(ctx context.Context, from, to string, o convertOptions) er
 	}
 	r := convertResult{
 		Source: from, SourceFormat: c.sourceFormat, Target: to, Format: c.format, VirtualSize: stats.Size,
-		BytesRead: stats.Read, BytesWritten: stats.Written, ResumedAt: c.resumedAt,
+		BytesRead: stats.Read, BytesWritten: stats.Written, BytesShared: stats.Cloned, ResumedAt: c.resumedAt,
 		Seconds: time.Since(began).Seconds(), Notes: append([]string{}, c.notes...),
 	}
 	w := a.out
@@ -195,11 +200,18 @@ func (r convertResult) print(w io.Writer) {
 	if r.ResumedAt > 0 {
 		fmt.Fprintf(w, "resumed at %s\n", exactSize(r.ResumedAt))
 	}
-	fmt.Fprintf(w, "%s: %s, %s, copied from %s: %s read, %s written\n",
-		r.Target, r.Format, exactSize(r.VirtualSize), r.Source, formatSize(r.BytesRead), formatSize(r.BytesWritten))
+	shared := ""
+	if r.BytesShared > 0 {
+		shared = ", " + formatSize(r.BytesShared) + " shared by the filesystem"
+	}
+	fmt.Fprintf(w, "%s: %s, %s, copied from %s: %s read, %s written%s\n",
+		r.Target, r.Format, exactSize(r.VirtualSize), r.Source, formatSize(r.BytesRead), formatSize(r.BytesWritten), shared)
 }
 
 // copyOptions are those of the library.
 func (c *conversion) copyOptions(bar *progress) disk.Options {
-	return disk.Options{Workers: c.o.workers, Unit: int(c.o.unit), Progress: bar.report}
+	return disk.Options{
+		Workers: c.o.workers, Unit: int(c.o.unit), Progress: bar.report,
+		NoClone: c.o.noReflink || c.o.noSparse || c.o.create.Fixed, // who asks for space wants it for himself
+	}
 }

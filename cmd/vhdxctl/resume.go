@@ -115,7 +115,7 @@ func (c *conversion) resumable(ctx context.Context, src opened) (disk.Stats, err
 		n.Done = upTo
 		return c.writeNote(n)
 	}
-	stats, err := disk.Copy(ctx, t, src, o)
+	stats, err := disk.Copy(ctx, t, src.source, o)
 	bar.end()
 	err = errors.Join(err, t.Close())
 	if err == nil && c.o.noSparse {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -17,6 +18,9 @@ type Options struct {
 	// Whole writes zeros like data, piece after piece: for a target that is a
 	// pipe.
 	Whole bool
+	// NoClone reads and writes where the filesystem could share the data of
+	// source and target (reflink): for a target that must have space of its own.
+	NoClone bool
 	// Workers at once, each with 2 MiB of memory; 0: 4, at most 64.
 	Workers int
 	// Unit is how many bytes of zeros, aligned, are left out rather than
@@ -38,6 +42,7 @@ type Stats struct {
 	Size    int64 // of the source
 	Read    int64 // bytes read
 	Written int64 // bytes written that were not zero
+	Cloned  int64 // bytes shared with the source, neither read nor written
 }
 
 // Copy makes target hold what source does, at the same offsets. The target is
@@ -52,6 +57,7 @@ func Copy(ctx context.Context, target Target, source Source, o Options) (Stats, 
 	n := workers(o.Workers)
 	c := &copier{o: o, target: target, source: source, stats: Stats{Size: source.Size()}, at: o.From, busy: make([]int64, n), last: make(chan struct{})}
 	close(c.last)
+	c.cloning.Store(o.Blank && !o.Whole && !o.NoClone)
 	for i := range c.busy {
 		c.busy[i] = idle
 	}
@@ -77,6 +83,10 @@ type copier struct {
 	last     chan struct{} // guarded by mu; after of the piece handed out last
 
 	saving sync.Mutex // one Saved at a time
+
+	cloning atomic.Bool // it may work
+	probed  atomic.Bool // it has been tried whether it may
+	shared  atomic.Bool // it has worked
 }
 
 const idle = int64(1<<63 - 1)
@@ -137,6 +147,16 @@ func (c *copier) cut() piece {
 	return p
 }
 
+// awaitTurn waits until all pieces before have their place.
+func (p piece) awaitTurn(ctx context.Context) error {
+	select {
+	case <-p.before:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (c *copier) work(ctx context.Context, worker int, buf []byte) error {
 	if s, ok := c.target.(*Stream); ok {
 		defer context.AfterFunc(ctx, func() { s.Stop(context.Cause(ctx)) })()
@@ -159,49 +179,59 @@ func (c *copier) work(ctx context.Context, worker int, buf []byte) error {
 }
 
 func (c *copier) copy(ctx context.Context, p piece, buf []byte) error {
-	var written int64
+	var did Stats
 	var err error
 	switch {
 	case p.zero && !c.o.Whole:
 		close(p.after) // a place it has already
 		err = c.target.WriteZeroes(p.off, p.length)
 	case c.o.Whole:
-		if p.zero {
-			clear(buf)
-		} else if err = readFull(c.source, buf, p.off); err != nil {
-			return fmt.Errorf("read the source at %#x: %w", p.off, err)
-		}
-		_, err = c.target.WriteAt(buf, p.off)
-		written = p.length
+		did, err = c.copyWhole(p, buf)
 	default:
-		written, err = c.copyData(ctx, p, buf)
+		did, err = c.copyData(ctx, p, buf)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stats.Written += written
-	if !p.zero {
-		c.stats.Read += p.length
-	}
+	c.stats.Read += did.Read
+	c.stats.Written += did.Written
+	c.stats.Cloned += did.Cloned
 	return err
 }
 
-// copyData reads a piece and writes what of it is not zero.
-func (c *copier) copyData(ctx context.Context, p piece, buf []byte) (written int64, err error) {
-	if err := readFull(c.source, buf, p.off); err != nil {
-		return 0, fmt.Errorf("read the source at %#x: %w", p.off, err)
+// copyWhole writes a piece as it is, zeros too.
+func (c *copier) copyWhole(p piece, buf []byte) (did Stats, err error) {
+	if p.zero {
+		clear(buf)
+	} else if err := readFull(c.source, buf, p.off); err != nil {
+		return did, fmt.Errorf("read the source at %#x: %w", p.off, err)
+	} else {
+		did.Read = p.length
 	}
+	_, err = c.target.WriteAt(buf, p.off)
+	did.Written = p.length
+	return did, err
+}
+
+// copyData reads a piece and writes what of it is not zero, or has the
+// filesystem share it.
+func (c *copier) copyData(ctx context.Context, p piece, buf []byte) (did Stats, err error) {
+	if cloned, err := c.clone(ctx, p); cloned || err != nil {
+		return Stats{Cloned: p.length}, err
+	}
+	if err := readFull(c.source, buf, p.off); err != nil {
+		return did, fmt.Errorf("read the source at %#x: %w", p.off, err)
+	}
+	did.Read = p.length
 	ranges := nonzero(buf, c.o.Unit)
-	select {
-	case <-p.before:
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
+	if err := p.awaitTurn(ctx); err != nil {
+		return did, err
 	}
 	placed, err := c.place(p.off, ranges)
 	if err != nil {
-		return 0, err
+		return did, err
 	}
 	close(p.after)
-	written, err = writeRanges(c.target, p.off, buf, ranges, c.o.Blank)
+	did.Written, err = writeRanges(c.target, p.off, buf, ranges, c.o.Blank)
 	for _, r := range placed {
 		if err != nil {
 			r.Abort()
@@ -209,7 +239,7 @@ func (c *copier) copyData(ctx context.Context, p piece, buf []byte) (written int
 			err = r.Commit()
 		}
 	}
-	return written, err
+	return did, err
 }
 
 // place gives what is about to be written its place in a new image: piece after

@@ -10,6 +10,7 @@ import (
 type NewImage struct {
 	*vhdx.Image
 	draft *vhdx.Draft
+	fixed bool
 }
 
 // growthStep is large: each step costs a sync, and what is not used is cut off
@@ -45,7 +46,7 @@ func CreateImageOn(draft *vhdx.Draft, o vhdx.CreateOptions) (*NewImage, vhdx.Cre
 		return nil, vhdx.Created{}, errors.Join(err, f.Close())
 	}
 	im, err := vhdx.Open(f, vhdx.OpenOptions{GrowthStep: growthStep})
-	return &NewImage{im, draft}, created, err
+	return &NewImage{im, draft, created.Options.Fixed}, created, err
 }
 
 // Resize implements [Resizer].

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -212,4 +213,42 @@ func (im *Image) parentLink() *ParentLink {
 		}
 	}
 	return &link
+}
+
+// FilePlace is where a part of the virtual disk lies: in the file that fd is
+// open on, which may be a parent's.
+type FilePlace struct {
+	Offset, Length int64 // of the virtual disk
+	FD             int
+	FileOffset     int64
+}
+
+// EachPlace calls visit for the parts of a range that lie in files, in the order
+// of the disk; what reads zero is left out. The places stay what they are until
+// visit returns; it must not call the image. [errors.ErrUnsupported] says that
+// a file has no descriptor.
+func (im *Image) EachPlace(off, n int64, visit func(FilePlace) error) error {
+	im = im.head()
+	pin := im.pins.enter()
+	defer im.pins.leave(pin)
+	err := im.usable(false)
+	if err == nil {
+		err = im.checkRange(off, n)
+	}
+	for end := off + n; err == nil && off < end; {
+		p, findErr := im.find(off, end-off)
+		if findErr != nil {
+			return fmt.Errorf("%s: map at %#x: %w", im.name, off, findErr)
+		}
+		if p.layer != nil {
+			d, ok := p.layer.payloadFile().(interface{ Descriptor() (fd, align int) })
+			if !ok {
+				return fmt.Errorf("%s: the file has no descriptor: %w", p.layer.name, errors.ErrUnsupported)
+			}
+			fd, _ := d.Descriptor()
+			err = visit(FilePlace{off, p.n, fd, p.off})
+		}
+		off += p.n
+	}
+	return err
 }
