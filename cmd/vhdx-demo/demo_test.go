@@ -174,7 +174,7 @@ func TestMismatch(t *testing.T) {
 	defer func() { steps = saved }()
 	steps = slices.Concat(saved[:4], []step{{"Change a file behind the demo's back", func(d *demo, _ context.Context) (string, error) {
 		return "", os.WriteFile(filepath.Join(d.v.Target, d.files[7].name), []byte("changed"), 0o600)
-	}}}, saved[7:8])
+	}}}, saved[8:9])
 	log, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {
 		t.Fatal(err)
