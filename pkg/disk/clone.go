@@ -47,8 +47,11 @@ func (c *copier) clone(ctx context.Context, p piece) (bool, error) {
 	if err := p.awaitTurn(ctx); err != nil {
 		return false, err
 	}
-	if !c.probed.Swap(true) && !canClone(source, p, dir) {
-		c.cloning.Store(false)
+	// The pieces before may have found that it cannot.
+	if c.cloning.Load() && !c.probed.Swap(true) {
+		c.cloning.Store(canClone(source, p, dir))
+	}
+	if !c.cloning.Load() {
 		return false, nil
 	}
 	err := source.EachPlace(p.off, p.length, to)
@@ -73,7 +76,7 @@ func canClone(source placer, p piece, dir string) bool {
 	if err != nil {
 		return true
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing in it is wanted
+	defer unix.Close(fd)
 	tried := false
 	err = source.EachPlace(p.off, p.length, func(place vhdx.FilePlace) error {
 		if tried || place.Length < cloneUnit || place.FileOffset%cloneUnit != 0 {
