@@ -128,14 +128,15 @@ func (c *creation) writeBAT() error {
 	const perChunk = createChunk / ondisk.BATEntrySize
 	for first, entries := int64(0), c.geometry.Entries(); first < entries; first += perChunk {
 		n := min(perChunk, entries-first)
-		clear(c.buf)
+		pages := c.buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)]
+		clear(pages)
 		for i := range n {
 			if index := first + i; !c.geometry.IsBitmap(index) {
 				off := c.payloadOffset + c.geometry.BlockOf(index)*c.o.BlockSize
-				ondisk.MakeBATEntry(ondisk.BlockFullyPresent, off).Encode(c.buf, int(i))
+				ondisk.MakeBATEntry(ondisk.BlockFullyPresent, off).Encode(pages, int(i))
 			}
 		}
-		if _, err := c.f.WriteAt(c.buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)], c.batOffset+first*ondisk.BATEntrySize); err != nil {
+		if _, err := c.f.WriteAt(pages, c.batOffset+first*ondisk.BATEntrySize); err != nil {
 			return err
 		}
 	}
@@ -187,9 +188,10 @@ func (c *creation) encodeMetadata() ([]byte, error) {
 
 func (c *creation) writeMetadata() error {
 	for done := 0; done < len(c.metadata); done += len(c.buf) {
-		clear(c.buf)
 		n := copy(c.buf, c.metadata[done:])
-		if _, err := c.f.WriteAt(c.buf[:roundUp(n, ondisk.PageSize)], c.metadataOffset+int64(done)); err != nil {
+		pages := c.buf[:roundUp(n, ondisk.PageSize)]
+		clear(pages[n:])
+		if _, err := c.f.WriteAt(pages, c.metadataOffset+int64(done)); err != nil {
 			return err
 		}
 	}

@@ -49,6 +49,13 @@ func createDraft(d *Draft, createOn func(File) (Created, error)) (Created, error
 	if err != nil {
 		return Created{}, errors.Join(err, dup.Close())
 	}
-	done, err := createOn(f)
+	done, err := createOn(draftFile{f})
 	return done, errors.Join(err, f.Close())
 }
+
+// draftFile leaves syncing to [Draft.Publish]: until then the file has no name,
+// or a temporary one that nobody opens, and what of it is durable does not matter.
+type draftFile struct{ *OSFile }
+
+// Sync does nothing.
+func (draftFile) Sync() error { return nil }
