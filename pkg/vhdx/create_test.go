@@ -174,7 +174,7 @@ func TestCreateLayout(t *testing.T) {
 			if !maps.Equal(l.Blocks, want.Blocks) {
 				t.Fatalf("%d blocks, want %d from %#x on", len(l.Blocks), blocks, payload)
 			}
-			if diff := cmp.Diff(want, *l, cmpopts.IgnoreFields(vhdxtest.Layout{}, "Blocks")); diff != "" {
+			if diff := cmp.Diff(want, *l, cmpopts.IgnoreFields(vhdxtest.Layout{}, "Blocks"), cmpopts.EquateEmpty()); diff != "" {
 				t.Fatal(diff)
 			}
 		})
