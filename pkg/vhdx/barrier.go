@@ -75,6 +75,12 @@ const (
 	orderClearStale
 	// A head is clean and durable before its child takes its place.
 	orderFreezeThenRecord
+	// The child accepts the GUID of a merge before its parent has it.
+	orderAcceptThenMerge
+	// And the child's own before the parent takes that over.
+	orderAcceptThenFinish
+	// A collapse marks how far it has got when that is durable.
+	orderFlushThenMark
 	powerBarriers
 
 	// What follows is about the death of the process alone; without a journal
@@ -124,6 +130,9 @@ var barrierNames = [barrierCount]string{
 	orderClearStale:       "clear stale bits before they count",
 	orderFreezeThenRecord: "freeze the head before its child takes its place",
 	orderAnnounceChild:    "announce the child to the journal",
+	orderAcceptThenMerge:  "accept the GUID of a merge before the parent has it",
+	orderAcceptThenFinish: "accept the child's GUID before the parent takes it",
+	orderFlushThenMark:    "mark the progress of a collapse after its flush",
 	orderLogThenApply:     "apply only what is durable in the log",
 	orderApplyCopy:        "apply the logged copy, not the live page",
 	orderEntryThenLogGUID: "write the first log entry before LogGuid",

@@ -114,7 +114,7 @@ type parentLink struct {
 	size                                  int64
 	logicalSectorSize, physicalSectorSize int
 	items                                 []metadataItem // that belong to the disk, but for those this package knows
-	locator                               []byte
+	locator                               []byte         // nil: the image has no parent
 }
 
 // metadataItem is an item and its content.
@@ -133,6 +133,11 @@ func (im *Image) link() (*parentLink, error) {
 		return nil, err
 	}
 	defer im.committing.Unlock()
+	return im.linkLocked()
+}
+
+// linkLocked is link of this very image. Caller holds committing.
+func (im *Image) linkLocked() (*parentLink, error) {
 	if err := im.usable(false); err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ type world struct {
 	opts    vhdx.OpenOptions
 	model   *vhdxtest.Model
 	journal *journal
-	changed func(head *vhdxtest.File) error // further judgement of an image
+	changed func(files memParents, head string) error // further judgement of what a cut left, in place of the usual
 
 	mu     sync.Mutex
 	files  map[string]*vhdxtest.File
@@ -58,7 +58,7 @@ func (f worldFile) PunchHole(off, n int64) error {
 }
 
 // worldWorkloads are what is done in a world.
-var worldWorkloads = map[string]func(*world) error{"rotate": (*world).rotating}
+var worldWorkloads = map[string]func(*world) error{"rotate": (*world).rotating, "merge": (*world).merging, "replace": (*world).replacing}
 
 func newWorld(seed uint64) (*world, error) {
 	w := &world{seed: seed, images: 5, files: map[string]*vhdxtest.File{}}
@@ -146,8 +146,11 @@ func (w *world) judge(files memParents, head string) error {
 	if again != sum || im.Size() != seen.Size {
 		return errors.New("a writable open shows something else than a read-only one")
 	}
+	if w.changed != nil {
+		return w.changed(files, head)
+	}
 	for name, f := range files {
-		if name >= head || w.changed != nil { // names grow with the chain
+		if name >= head { // names grow with the chain
 			continue
 		}
 		hs, err := vhdxtest.Headers(f)
@@ -158,9 +161,6 @@ func (w *world) judge(files memParents, head string) error {
 			return fmt.Errorf("%s, below the head, is not clean", name)
 		}
 	}
-	if w.changed != nil {
-		return w.changed(files[head])
-	}
 	return nil
 }
 
@@ -169,12 +169,15 @@ func (w *world) judgeKilled(snaps map[string]*vhdxtest.Snapshot, head string) er
 	for name, s := range snaps {
 		files[name] = s.Killed()
 	}
-	left, err := w.journal.left()
-	if err != nil {
-		return err
-	}
 	o := w.opts
-	o.Parents, o.Journal = files, left
+	o.Parents = files
+	if w.journal != nil {
+		left, err := w.journal.left()
+		if err != nil {
+			return err
+		}
+		o.Journal = left
+	}
 	im, err := vhdx.Open(files[head], o)
 	if err != nil {
 		return fmt.Errorf("opened by a successor: %w", err)

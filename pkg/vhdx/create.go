@@ -44,7 +44,7 @@ type creation struct {
 	o   CreateOptions // complete
 	buf []byte
 
-	link *parentLink // of a differencing image, or nil
+	link *parentLink // whose disk it is, and what a differencing image lies on; nil: a disk of its own
 
 	metadata                                 []byte // table and items
 	metadataLength                           int64  // of the region
@@ -60,7 +60,7 @@ func (c *creation) run() error {
 	if size != 0 {
 		return fmt.Errorf("the file has %d bytes already: %w", size, ErrInvalid)
 	}
-	c.geometry = ondisk.Geometry{VirtualSize: c.o.Size, BlockSize: c.o.BlockSize, LogicalSectorSize: c.o.LogicalSectorSize, HasParent: c.link != nil}
+	c.geometry = ondisk.Geometry{VirtualSize: c.o.Size, BlockSize: c.o.BlockSize, LogicalSectorSize: c.o.LogicalSectorSize, HasParent: c.hasParent()}
 	if c.metadata, err = c.encodeMetadata(); err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (c *creation) items() []metadataItem {
 		encode(data)
 		return metadataItem{ondisk.MetadataEntry{Item: id, VirtualDisk: disk, Required: true}, data}
 	}
-	params := ondisk.FileParameters{BlockSize: uint32(c.o.BlockSize), LeaveBlocksAllocated: c.o.Fixed, HasParent: c.link != nil}
+	params := ondisk.FileParameters{BlockSize: uint32(c.o.BlockSize), LeaveBlocksAllocated: c.o.Fixed, HasParent: c.hasParent()}
 	id := ondisk.NewGUID()
 	if c.link != nil {
 		id = c.link.diskID
@@ -166,9 +166,15 @@ func (c *creation) items() []metadataItem {
 	if c.link == nil {
 		return all
 	}
+	all = append(all, c.link.items...)
+	if !c.hasParent() {
+		return all
+	}
 	locator := metadataItem{ondisk.MetadataEntry{Item: ondisk.ItemParentLocator, Required: true}, c.link.locator}
-	return append(append(all, c.link.items...), locator)
+	return append(all, locator)
 }
+
+func (c *creation) hasParent() bool { return c.link != nil && c.link.locator != nil }
 
 // encodeMetadata returns the table and the items, which follow it in its
 // order: what lies at the start of the metadata region.

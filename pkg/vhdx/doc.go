@@ -114,6 +114,12 @@
 //	          bitmap are.
 //	I-CHAIN-6 A block that becomes partially present begins with all its bits
 //	          clear.
+//	I-CHAIN-7 A head that a rotation leaves is clean, durably, before the
+//	          caller's record names the child; the volatile journal knows both
+//	          by then (rotate.go).
+//	I-CHAIN-8 An image carries another's DataWriteGuid only when it shows the
+//	          same, durably; a child accepts what its parent is about to carry
+//	          before the parent does (collapse.go, merge.go, replace.go).
 //
 // Mappings (resolve.go, bat.go, pins.go):
 //

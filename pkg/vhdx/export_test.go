@@ -41,3 +41,15 @@ func (o OpenOptions) Omit(names ...string) OpenOptions {
 	}
 	return o
 }
+
+// Like makes a merge leave out what an open with these options does.
+func (o MergeOptions) Like(open OpenOptions) MergeOptions {
+	o.omit, o.noTimers = open.omit, open.noTimers
+	return o
+}
+
+// Step makes a collapse mark its progress every n bytes.
+func (o CollapseOptions) Step(n int64) CollapseOptions {
+	o.step = n
+	return o
+}

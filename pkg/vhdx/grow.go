@@ -29,6 +29,9 @@ func (im *Image) Grow(size int64) error {
 	if err := im.checkSize(size); err != nil || size == im.size.Load() {
 		return err
 	}
+	if below := im.below.Load(); below != nil && below.layers[0].size.Load() > im.size.Load() {
+		return fmt.Errorf("%s: grow to %#x: its parent's disk is larger and would show: %w", im.name, size, ErrUnsupported)
+	}
 	if err := im.begin(); err != nil {
 		return err
 	}

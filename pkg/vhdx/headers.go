@@ -93,7 +93,12 @@ func (im *Image) renewFileWriteGUID() error {
 
 // clearLogGUID says that the log is empty, first in one slot, durably.
 func (im *Image) clearLogGUID(b barrier) error {
-	if err := im.writeHeader(func(h *ondisk.Header) { h.LogGUID = ondisk.GUID{} }); err != nil {
+	if err := im.writeHeader(func(h *ondisk.Header) {
+		h.LogGUID = ondisk.GUID{}
+		if !im.lastGUID.IsZero() {
+			h.DataWriteGUID = im.lastGUID
+		}
+	}); err != nil {
 		return err
 	}
 	if err := im.syncHeader(b); err != nil {

@@ -41,6 +41,8 @@ type Image struct {
 
 	// successor is an image that has taken this one's place; see Rotate.
 	successor atomic.Pointer[Image]
+	mergeGUID ondisk.GUID          // DataWriteGuid from the session's start on, unless zero
+	lastGUID  ondisk.GUID          // DataWriteGuid from the session's end on, unless zero
 	number    uint32               // counts the images that have been the head
 	gate      atomic.Pointer[gate] // writes wait here while a rotation is under way
 	frozen    atomic.Bool          // it has been rotated away and is never written again

@@ -65,12 +65,18 @@ func (im *Image) reserveMetadata() error {
 	}
 	h := im.headers.current
 	b := im.bat.Load()
-	for _, e := range []extent{
+	metadata := []extent{
 		{0, ondisk.HeaderSectionSize},
 		{int64(h.LogOffset), int64(h.LogLength)},
 		{int64(im.metadata.region.Offset), int64(im.metadata.region.Length)},
 		{b.offset, b.pages() * ondisk.PageSize},
-	} {
+	}
+	for chunk := range b.bitmaps {
+		if e := b.at(b.geometry.BitmapIndex(int64(chunk))); e.State() == ondisk.BitmapPresent {
+			metadata = append(metadata, extent{e.Offset(), ondisk.BitmapBlockSize})
+		}
+	}
+	for _, e := range metadata {
 		if err := a.Allocate(e.off, e.length); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("reserve space for metadata at %#x: %w", e.off, err)
 		}
@@ -96,7 +102,7 @@ func (im *Image) startSession(data bool) error {
 		if err := im.writeHeader(func(h *ondisk.Header) {
 			h.LogGUID, h.LogVersion = im.log.guid, 0
 			if data {
-				h.DataWriteGUID = ondisk.NewGUID()
+				h.DataWriteGUID = im.newDataGUID()
 			}
 		}); err != nil {
 			return err
@@ -122,12 +128,20 @@ func (im *Image) startSession(data bool) error {
 	return im.copyHeader()
 }
 
+// newDataGUID is random, but while another image is merged into this one.
+func (im *Image) newDataGUID() ondisk.GUID {
+	if !im.mergeGUID.IsZero() {
+		return im.mergeGUID
+	}
+	return ondisk.NewGUID()
+}
+
 // renewDataWriteGUID makes a session that left data alone one that changes it.
 func (im *Image) renewDataWriteGUID() error {
 	if err := im.syncHeader(syncLogGUID); err != nil {
 		return err
 	}
-	if err := im.writeHeader(func(h *ondisk.Header) { h.DataWriteGUID = ondisk.NewGUID() }); err != nil {
+	if err := im.writeHeader(func(h *ondisk.Header) { h.DataWriteGUID = im.newDataGUID() }); err != nil {
 		return err
 	}
 	if err := im.syncHeader(syncLogGUID); err != nil {
