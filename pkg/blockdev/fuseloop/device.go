@@ -68,6 +68,8 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 	deathpoint.Reach(deathpoint.AttachOpened)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
 	s.maxIO = int64(d.a.o.maxIO)
+	s.making.Store(true)
+	defer s.making.Store(false)
 	goOn, err := d.startServer(s)
 	if err != nil {
 		return err

@@ -102,8 +102,12 @@ func (s *session) decode(msg []byte, r *request) (class, error) {
 			r.errno = unix.EINVAL
 			return classMeta, nil
 		}
+		s.changed = s.changed || h.Opcode == w.OpWrite
 		return classData, nil
 	case w.OpFsync:
+		if s.making.Load() && !s.changed {
+			return classMeta, nil // there is nothing to sync
+		}
 		return classSlow, nil
 	case w.OpFallocate:
 		in, err := w.DecodeFallocateIn(args)
@@ -111,6 +115,7 @@ func (s *session) decode(msg []byte, r *request) (class, error) {
 			return classQuiet, err
 		}
 		r.off, r.n, r.mode = int64(in.Offset), int64(in.Length), in.Mode
+		s.changed = true
 		return classSlow, nil
 	}
 	r.meta, r.errno = s.meta(h, args, r.buf[w.SizeOutHeader:])

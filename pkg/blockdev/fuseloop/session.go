@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,11 @@ type session struct {
 	sector   int
 	readOnly bool
 	crashing func() // called when serving panics; see Options.Crashing
+	// making: the device is being made. LOOP_CONFIGURE syncs, and holds a lock
+	// meanwhile that every other attach on this machine waits for: it must not
+	// wait for the image's storage.
+	making  atomic.Bool
+	changed bool // something has been written; only the engine touches it
 }
 
 func newSession(fd int, name string, depth int, image blockdev.Image) *session {

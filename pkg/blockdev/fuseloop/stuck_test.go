@@ -112,6 +112,39 @@ func TestHelperBehindHangingStorage(t *testing.T) {
 	}
 }
 
+// The storage of a volume hangs in a flush: its device is made all the same, for
+// LOOP_CONFIGURE, which syncs, holds a lock that every other attach waits for.
+func TestMakerBehindHangingStorage(t *testing.T) {
+	needRoot(t)
+	im := devtest.NewMemImage(8<<20, 512)
+	gate := make(chan struct{})
+	im.Hook(func(op devtest.Op) error {
+		if op.Kind == "flush" {
+			<-gate
+		}
+		return nil
+	})
+	goOn := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(goOn)
+	a := New(Options{})
+	d, err := a.Attach(t.Context(), blockdev.Config{ID: t.Name(), Image: im})
+	if err != nil {
+		t.Fatal(err)
+	}
+	works(t, a, t.Name()+"-other")
+	goOn()
+	before := im.Flushed()
+	if out, err := exec.Command("dd", "if=/dev/zero", "of="+d.Path(), "bs=64k", "count=4", "conv=fsync").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if im.Flushed() == before {
+		t.Fatal("a flush once the device is made does not come to the image")
+	}
+	if err := d.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The server of a device that is to be made does not answer: the child is left
 // behind until the connection ends, which takes it along, and nothing is left.
 func TestMakerBehindHangingServer(t *testing.T) {
