@@ -35,9 +35,11 @@ func (w *faulty) script() []func() error {
 	write := func() error { return w.write(w.extent()) }
 	discard := func() error { return w.zeroBlock(w.im.Discard) }
 	zero := func() error { return w.zeroBlock(w.im.WriteZeroes) }
+	compact := func() error { return w.compactUntil(gib) }
 	return []func() error{
 		write, write, w.flush, write, write, zero, w.flush, w.grow, discard, write, w.reopen,
 		write, w.flush, discard, write, w.flush, w.grow, write, zero, write, w.flush, write,
+		discard, compact, write, w.flush, write, w.shrink, write, compact, w.flush, write, compact,
 	}
 }
 

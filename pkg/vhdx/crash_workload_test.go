@@ -223,6 +223,16 @@ var workloads = []*workload{
 		maxIO:   16 * kib, ops: 60, images: 8,
 	},
 	{
+		// Blocks in part the parent's are freed, moved and taken again.
+		name:    "child, discards and compaction",
+		create:  vhdx.CreateOptions{Size: 8 * mib, BlockSize: 2 * mib},
+		child:   &vhdx.ChildOptions{BlockSize: mib},
+		growth:  2 * mib,
+		blocks:  sequence(8, 1),
+		weights: weights{write: 10, rewrite: 1, zero: 2, discard: 1, flush: 3, trim: 5, straggle: 1, compact: 2, reopen: 1, kill: 1},
+		maxIO:   16 * kib, ops: 60, images: 8, stale: true,
+	},
+	{
 		name:    "compaction and a journal",
 		create:  vhdx.CreateOptions{Size: 8 * mib, BlockSize: mib},
 		growth:  4 * mib,

@@ -2,6 +2,7 @@ package vhdx_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -234,10 +235,25 @@ func writeHostile(im *vhdx.Image) (done bool, err error) {
 			return false, fmt.Errorf("what was written at %#x does not read back (%w)", off, err)
 		}
 	}
+	compact := func() error {
+		_, err := im.Compact(context.Background(), vhdx.CompactOptions{})
+		if errors.Is(err, vhdx.ErrInvalid) {
+			return nil // a fixed image
+		}
+		return err
+	}
+	block := im.Info().BlockSize
 	for _, change := range []func() error{
 		im.Flush,
 		func() error { return im.Discard(0, sector) },
+		func() error { return im.Discard(0, min(block, size)) },
+		im.Flush,
+		compact,
 		func() error { return im.Grow(size + sector) },
+		func() error {
+			return im.Resize(max(sector, size/2/sector*sector), vhdx.ResizeOptions{CutData: true})
+		},
+		compact,
 		im.Close,
 	} {
 		if err := change(); err != nil {
