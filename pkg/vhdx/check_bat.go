@@ -181,6 +181,11 @@ func (b *batPass) payload(first int64, entries []byte) {
 		}
 		b.flush()
 		index := first + int64(i/ondisk.BATEntrySize)
+		if e&(1<<20-1) == uint64(ondisk.BlockFullyPresent) && e>>20-1 < maxFileSize/ondisk.MiB && int64(i) < beyond {
+			b.runFirst, b.runCount = index-index/(b.ratio+1), 1
+			b.runOffset, b.runNext = int64(e&^(1<<20-1)), e+step // what block does with it, at less cost
+			continue
+		}
 		if int64(i) >= beyond {
 			b.beyondDisk(index, ondisk.BATEntry(e))
 			continue
@@ -197,6 +202,10 @@ func (b *batPass) flush() {
 	n := b.runCount
 	b.runCount, b.runNext = 0, noRun
 	length := n * b.g.BlockSize
+	if b.runOffset+length <= b.end && b.c.space.take(b.runOffset, length) {
+		b.c.r.Allocated += n
+		return
+	}
 	b.c.r.Allocated += n
 	if b.runOffset+length <= b.end && !b.c.space.claimed(b.runOffset, length) {
 		b.c.space.mark(b.runOffset, length)

@@ -51,6 +51,23 @@ func (m *spaceMap) mark(off, length int64) int64 {
 	return clash
 }
 
+// take is mark for a range inside one word of the map, if that is free.
+func (m *spaceMap) take(off, length int64) bool {
+	i, n := uint64(off)/ondisk.MiB, uint64(length)/ondisk.MiB
+	leaf := m.leaves[i/leafMiB]
+	if leaf == nil || i%64+n > 64 {
+		return false
+	}
+	word := &leaf[i%leafMiB/64]
+	mask := ^uint64(0) >> (64 - n) << (i % 64)
+	if *word&mask != 0 {
+		return false
+	}
+	*word |= mask
+	m.end = max(m.end, off+length)
+	return true
+}
+
 // claimed reports whether any MiB of a range, in whole MiB, is claimed.
 func (m *spaceMap) claimed(off, length int64) bool {
 	last := (off + length) / ondisk.MiB
