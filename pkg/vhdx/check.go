@@ -120,18 +120,24 @@ func (c *checker) stop(format string, args ...any) error {
 
 // add takes a finding, unless there are enough of its code.
 func (c *checker) add(f Finding) {
-	c.r.Counts[f.Severity]++
-	if c.r.perCode[f.Code] >= c.o.PerCode {
-		c.r.Omitted++
+	if c.counted(f.Code, f.Severity) {
 		return
 	}
+	c.r.Counts[f.Severity]++
 	c.r.perCode[f.Code]++
 	c.r.Findings = append(c.r.Findings, f)
 }
 
-// lists reports whether another finding of this code would be listed: texts
-// that nobody sees are not made.
-func (c *checker) lists(code Code) bool { return c.r.perCode[code] < c.o.PerCode }
+// counted counts a finding that would not be listed, and reports whether it
+// was one: of millions, texts that nobody sees are not made.
+func (c *checker) counted(code Code, s Severity) bool {
+	if c.r.perCode[code] < c.o.PerCode {
+		return false
+	}
+	c.r.Counts[s]++
+	c.r.Omitted++
+	return true
+}
 
 const (
 	restore = "restore the image from a backup"

@@ -32,6 +32,9 @@ func (b *batPass) block(index int64, e ondisk.BATEntry) {
 			return
 		}
 		if e.OffsetMB() == 0 || e.OffsetMB() > maxFileSize/ondisk.MiB {
+			if c.counted(CodeBATPlace, SeverityCorrupt) {
+				return
+			}
 			b.broken(CodeBATPlace, index, e, "%v at %#x, where no block can lie", state, e.OffsetMB()*ondisk.MiB)
 			return
 		}
@@ -46,16 +49,15 @@ func (b *batPass) block(index int64, e ondisk.BATEntry) {
 		b.warn(CodeBATDraft, index, e, ondisk.MakeBATEntry(ondisk.BlockUnmapped, 0), "state 5, which was UNMAPPED in a draft of the format")
 	default:
 		b.garbled = true
+		if c.counted(CodeBATState, SeverityCorrupt) {
+			return
+		}
 		b.broken(CodeBATState, index, e, "state %d is reserved", state)
 	}
 }
 
 // broken adds damage to an entry that nothing can repair without guessing.
 func (b *batPass) broken(code Code, index int64, e ondisk.BATEntry, format string, args ...any) {
-	if !b.c.lists(code) {
-		b.c.add(Finding{Code: code, Severity: SeverityCorrupt})
-		return
-	}
 	b.c.corrupt(code, b.entryPlace(index), "%#x: %s", uint64(e), fmt.Sprintf(format, args...))
 }
 
@@ -67,16 +69,20 @@ func (b *batPass) warn(code Code, index int64, e, better ondisk.BATEntry, format
 	if e.OffsetMB() > maxFileSize/ondisk.MiB || code == CodeBATOverlap || code == CodeBATPlace {
 		severity = SeverityCorrupt // it does not open
 	}
+	if b.c.counted(code, severity) {
+		return
+	}
 	b.fixable(code, severity, index, e, fmt.Sprintf("make it %#x", uint64(better)), format, args...)
 }
 
 func (b *batPass) fixable(code Code, s Severity, index int64, e ondisk.BATEntry, repair, format string, args ...any) {
-	f := Finding{Code: code, Severity: s}
-	if b.c.lists(code) {
-		f.Place, f.Repair = b.entryPlace(index), repair
-		f.Text = fmt.Sprintf("%#x: %s", uint64(e), fmt.Sprintf(format, args...))
+	if b.c.counted(code, s) {
+		return
 	}
-	b.c.add(f)
+	b.c.add(Finding{
+		Code: code, Severity: s, Place: b.entryPlace(index), Repair: repair,
+		Text: fmt.Sprintf("%#x: %s", uint64(e), fmt.Sprintf(format, args...)),
+	})
 }
 
 // reserved judges an entry with reserved bits set. It returns the entry
@@ -92,6 +98,9 @@ func (b *batPass) reserved(index int64, e ondisk.BATEntry) ondisk.BATEntry {
 	}
 	if !sense {
 		b.garbled = true
+		if b.c.counted(CodeBATReserved, SeverityCorrupt) {
+			return 0
+		}
 		b.broken(CodeBATReserved, index, e, "reserved bits are set, and the rest makes no sense either")
 		return 0
 	}
@@ -119,6 +128,9 @@ func (b *batPass) claim(block int64, e ondisk.BATEntry) {
 	index := b.g.PayloadIndex(block)
 	switch off, end := e.Offset(), e.Offset()+b.g.BlockSize; {
 	case off >= b.end || end > maxFileSize:
+		if b.c.counted(CodeBATPlace, SeverityCorrupt) {
+			return
+		}
 		b.broken(CodeBATPlace, index, e, "payload block %d lies beyond the file's end at %#x: the file has been truncated", block, b.c.r.FileSize)
 		return
 	case end > b.end:

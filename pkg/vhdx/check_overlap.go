@@ -100,31 +100,38 @@ func (r *resolver) contested(e extent) bool {
 
 // settle gives a claimant its place, or tells who has it.
 func (r *resolver) settle(c claimant, e ondisk.BATEntry, anchor bool) {
-	who := ""
-	if name := r.c.places.at(c.off, c.length); name == "log" && !anchor {
+	name := r.c.places.at(c.off, c.length)
+	if name == "log" && !anchor {
 		r.moveLog(c, e)
-	} else if name != "" {
-		who = "the " + name
+		name = ""
 	}
-	if who == "" {
-		other, ok := r.keeper(c)
-		if !ok {
-			r.keep(c)
-			return
+	other, taken := r.keeper(c)
+	if name == "" && !taken {
+		r.keep(c)
+		return
+	}
+	who := func() string {
+		if name != "" {
+			return "the " + name
 		}
-		who = fmt.Sprintf("BAT entry %d", other.index)
+		return fmt.Sprintf("BAT entry %d", other.index)
 	}
 	if anchor {
 		better := ondisk.MakeBATEntry(e.State(), 0)
 		if isBlock(e.State()) { // beyond the disk
 			better = 0
 		}
-		r.warn(CodeBATOverlap, c.index, e, better, "%v remembers a place that belongs to %s", e.State(), who)
+		r.c.plan.replace(c.index, better)
+		if !r.c.counted(CodeBATOverlap, SeverityCorrupt) {
+			r.fixable(CodeBATOverlap, SeverityCorrupt, c.index, e, fmt.Sprintf("make it %#x", uint64(better)), "%v remembers a place that belongs to %s", e.State(), who())
+		}
 		return
 	}
 	// A copy of what both show now gives each its own.
 	r.c.plan.copyBlock(c)
-	r.fixable(CodeBATOverlap, SeverityCorrupt, c.index, e, "give it a copy of its own", "its %#x bytes at %#x are claimed by %s too", c.length, c.off, who)
+	if !r.c.counted(CodeBATOverlap, SeverityCorrupt) {
+		r.fixable(CodeBATOverlap, SeverityCorrupt, c.index, e, "give it a copy of its own", "its %#x bytes at %#x are claimed by %s too", c.length, c.off, who())
+	}
 }
 
 func (r *resolver) moveLog(c claimant, e ondisk.BATEntry) {
