@@ -108,8 +108,8 @@ func (l *logReader) dumped(pos uint32) (DumpedLogEntry, bool, error) {
 		d.Problem = reason(err)
 		return d, true, nil
 	}
-	if l.budget -= int64(h.EntryLength); l.budget < 0 {
-		d.Problem = "not read: the log's sectors claim entries that overlap over and over"
+	if l.budget -= int64(h.EntryLength); l.budget < 0 || h.EntryLength > maxLogEntry {
+		d.Problem = "not read: the log's sectors claim entries that overlap over and over, or one too long"
 		return d, true, nil
 	}
 	e, err := l.read(pos, h.EntryLength)

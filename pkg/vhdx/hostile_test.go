@@ -123,8 +123,8 @@ func TestHostileTables(t *testing.T) {
 	}{
 		{"all in one place", mib, everything, func(int64) uint64 { return uint64(present(600 * mib)) }, vhdx.CodeBATOverlap, 60 << 20},
 		{"all over the log", 16 * mib, everything, func(int64) uint64 { return uint64(present(mib)) }, vhdx.CodeBATOverlap, 4 << 20},
-		{"pairs, in reverse", 16 * mib, everything, func(i int64) uint64 { return uint64(present(64*tib + 584*mib - i/2*16*mib)) }, vhdx.CodeBATOverlap, 1 << 17},
-		{"blocks that overlap their neighbours", 256 * mib, 128 * tib, func(i int64) uint64 { return uint64(present(8*mib + i*255*mib)) }, vhdx.CodeBATOverlap, 1 << 16},
+		{"pairs, in reverse", 16 * mib, everything, func(i int64) uint64 { return uint64(present(64*tib + 584*mib - i/2*16*mib)) }, vhdx.CodeBATOverlap, 1 << 16},
+		{"blocks that overlap their neighbours", 256 * mib, 128 * tib, func(i int64) uint64 { return uint64(present(8*mib + i*255*mib)) }, vhdx.CodeBATOverlap, 1 << 15},
 		{"all beyond the file", 16 * mib, gib, func(i int64) uint64 { return uint64(present(tib + i*mib)) }, vhdx.CodeBATPlace, 4 << 20},
 		{"noise", 16 * mib, everything, func(i int64) uint64 { return uint64(i) * 0x9e3779b97f4a7c15 }, vhdx.CodeBATReserved, 1 << 20},
 		{"anchors over anchors", 16 * mib, everything, func(int64) uint64 { return uint64(600*mib | 3) }, vhdx.CodeBATOverlap, 4 << 20},
@@ -261,11 +261,14 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-// hugeLog is an image with a log of 1 GiB, made of sectors.
+// hugeLogLength is that of the logs in TestHostileLogs.
+const hugeLogLength = 256 << 20
+
+// hugeLog makes it.
 func hugeLog(t *testing.T, sector func(i int64, guid ondisk.GUID) []byte) *logFile {
 	t.Helper()
 	f := vhdxtest.NewFile("log.vhdx")
-	if _, err := vhdx.CreateOn(f, vhdx.CreateOptions{Size: gib, LogSize: ondisk.MaxLogLength}); err != nil {
+	if _, err := vhdx.CreateOn(f, vhdx.CreateOptions{Size: gib, LogSize: hugeLogLength}); err != nil {
 		t.Fatal(err)
 	}
 	s := &spoil{t, f}
@@ -284,7 +287,7 @@ func (l *logFile) ReadAt(p []byte, off int64) (int, error) {
 	for at := off; at < off+int64(n); {
 		i := (at - mib) / ondisk.LogSectorSize
 		part := p[at-off : min(int64(n), at-off+ondisk.LogSectorSize-at%ondisk.LogSectorSize)]
-		if at >= mib && i < ondisk.MaxLogLength/ondisk.LogSectorSize {
+		if at >= mib && i < hugeLogLength/ondisk.LogSectorSize {
 			copy(part, l.sector(i)[at%ondisk.LogSectorSize:])
 		}
 		at += int64(len(part))
@@ -292,6 +295,7 @@ func (l *logFile) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// encodeEntry encodes into a buffer that the next call overwrites.
 func encodeEntry(t *testing.T, e ondisk.LogEntry) []byte {
 	t.Helper()
 	data := 0
@@ -300,18 +304,20 @@ func encodeEntry(t *testing.T, e ondisk.LogEntry) []byte {
 			data++
 		}
 	}
-	b := make([]byte, ondisk.LogEntryLength(len(e.Descriptors), data))
+	b := entryBuffer[:ondisk.LogEntryLength(len(e.Descriptors), data)]
 	if err := e.Encode(b); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-// Logs of a GiB.
+var entryBuffer, pageBuffer [64 << 10]byte
+
+// Logs that are large and full.
 func TestHostileLogs(t *testing.T) {
 	skipSlowRace(t)
 	if testing.Short() {
-		t.Skip("reads logs of a GiB")
+		t.Skip("reads large logs")
 	}
 	entry := func(guid ondisk.GUID, n uint64, tail int64, descriptors ...ondisk.LogDescriptor) ondisk.LogEntry {
 		return ondisk.LogEntry{
@@ -326,11 +332,11 @@ func TestHostileLogs(t *testing.T) {
 	}{
 		{"empty entries throughout", func(i int64, guid ondisk.GUID) []byte {
 			return encodeEntry(t, entry(guid, uint64(i+1), 0))
-		}, "must be replayed: 262144 entries"},
+		}, "must be replayed: 65536 entries"},
 		{"a page of its own in every entry", func(i int64, guid ondisk.GUID) []byte {
-			page := ondisk.LogDescriptor{FileOffset: uint64(2*gib + i/2*4096), Length: ondisk.PageSize, Data: bytes.Repeat([]byte{byte(i / 2)}, ondisk.PageSize)}
+			page := ondisk.LogDescriptor{FileOffset: uint64(2*gib + i/2*4096), Length: ondisk.PageSize, Data: pageBuffer[:ondisk.PageSize]}
 			return encodeEntry(t, entry(guid, uint64(i/2+1), 0, page))[i%2*ondisk.LogSectorSize:][:ondisk.LogSectorSize]
-		}, "must be replayed: 131072 entries"},
+		}, "must be replayed: 32768 entries"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -347,9 +353,9 @@ func TestHostileLogs(t *testing.T) {
 		var whole []byte
 		f := hugeLog(t, func(i int64, guid ondisk.GUID) []byte {
 			if whole == nil { // the header claims it; the checksum would have to be right
-				whole = encodeEntry(t, entry(guid, 1, 0))
-				binary.LittleEndian.PutUint32(whole[8:], ondisk.MaxLogLength)
-				binary.LittleEndian.PutUint32(whole[24:], ondisk.MaxLogLength/32-2)
+				whole = bytes.Clone(encodeEntry(t, entry(guid, 1, 0)))
+				binary.LittleEndian.PutUint32(whole[8:], hugeLogLength)
+				binary.LittleEndian.PutUint32(whole[24:], hugeLogLength/32-2)
 			}
 			if i == 0 {
 				return whole

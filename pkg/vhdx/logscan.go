@@ -11,18 +11,25 @@ import (
 // is validated once; how many bytes that may take is bounded, for in a hostile
 // log each sector can claim an entry as long as the log.
 type logReader struct {
-	f      File
-	offset int64
-	length uint32
-	guid   ondisk.GUID
-	found  map[uint32]ondisk.LogEntryHeader // valid entries by position
-	bad    map[uint32]bool
-	budget int64 // bytes of entries that may still be validated
-	window []byte
-	at     uint32 // position of window in the log
+	f       File
+	offset  int64
+	length  uint32
+	guid    ondisk.GUID
+	found   map[uint32]ondisk.LogEntryHeader // valid entries by position
+	bad     map[uint32]bool
+	budget  int64 // bytes of entries that may still be validated
+	window  []byte
+	entry   []byte // for read
+	decoder ondisk.LogDecoder
+	at      uint32 // position of window in the log
 }
 
 const logWindow = 1 << 20
+
+// maxLogEntry bounds the memory that a hostile log takes; nobody writes entries
+// of a MiB. What may be the newest entry is refused, never skipped: an older
+// sequence in its place would be stale.
+const maxLogEntry = 4 << 20
 
 // sequence is a run of entries, by position, oldest first.
 type sequence struct {
@@ -110,6 +117,9 @@ func (l *logReader) entryAt(pos uint32) (ondisk.LogEntryHeader, bool, error) {
 	}
 	h, err := ondisk.DecodeLogEntryHeader(sector, l.length)
 	if err == nil && h.LogGUID == l.guid {
+		if h.EntryLength > maxLogEntry {
+			return h, false, fmt.Errorf("%s: log entry of %#x bytes at %#x, at most %#x are accepted: %w", l.f.Name(), h.EntryLength, l.offset+int64(pos), maxLogEntry, ErrUnsupported)
+		}
 		if l.budget -= int64(h.EntryLength); l.budget < 0 {
 			return h, false, corrupt(l.f, "log", l.offset+int64(pos), errors.New("its sectors claim entries that overlap over and over"))
 		}
@@ -130,18 +140,25 @@ func (l *logReader) entryAt(pos uint32) (ondisk.LogEntryHeader, bool, error) {
 func (l *logReader) sector(pos uint32) ([]byte, error) {
 	if l.window == nil || pos < l.at || pos >= l.at+uint32(len(l.window)) {
 		n := min(logWindow, l.length-pos)
-		l.window = alignedBytes(int(n))
-		l.at = pos
+		if cap(l.window) < int(n) {
+			l.window = alignedBytes(int(n))
+		}
+		l.window, l.at = l.window[:n], pos
 		if err := readFull(l.f, l.window, l.offset+int64(pos)); err != nil {
+			l.window = l.window[:0]
 			return nil, corruptRead(l.f, "log", l.offset+int64(pos), err)
 		}
 	}
 	return l.window[pos-l.at:][:ondisk.LogSectorSize], nil
 }
 
-// read reads and validates a whole entry, around the end of the ring if need be.
+// read reads and validates a whole entry, around the end of the ring if need
+// be. It is good until the next one.
 func (l *logReader) read(pos, length uint32) (ondisk.LogEntry, error) {
-	b := alignedBytes(int(length))
+	if cap(l.entry) < int(length) {
+		l.entry = alignedBytes(int(length))
+	}
+	b := l.entry[:length]
 	first := min(length, l.length-pos)
 	if err := readFull(l.f, b[:first], l.offset+int64(pos)); err != nil {
 		return ondisk.LogEntry{}, corruptRead(l.f, "log entry", l.offset+int64(pos), err)
@@ -151,7 +168,7 @@ func (l *logReader) read(pos, length uint32) (ondisk.LogEntry, error) {
 			return ondisk.LogEntry{}, corruptRead(l.f, "log entry", l.offset, err)
 		}
 	}
-	e, err := ondisk.DecodeLogEntry(b, l.length)
+	e, err := l.decoder.Decode(b, l.length)
 	if err != nil {
 		return e, err
 	}

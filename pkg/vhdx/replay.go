@@ -34,14 +34,16 @@ func (im *Image) activeLog() (*logReader, sequence, error) {
 }
 
 // each calls apply with every descriptor of the active sequence, from the entry
-// its head's Tail names to the head.
-func (im *Image) each(l *logReader, s sequence, apply func(ondisk.LogDescriptor) error) error {
+// its head's Tail names to the head, and with where in the file its data sector
+// lies.
+func (im *Image) each(l *logReader, s sequence, apply func(d ondisk.LogDescriptor, sector int64) error) error {
 	for _, pos := range s.positions[s.tail:] {
 		e, err := l.read(pos, l.found[pos].EntryLength)
 		if err != nil {
 			return corrupt(im.f, "log entry", l.offset+int64(pos), err)
 		}
 		im.replayed.Entries++
+		data := pos + uint32(ondisk.LogEntryLength(len(e.Descriptors), 0))
 		for _, d := range e.Descriptors {
 			if d.FileOffset+d.Length > maxFileSize {
 				return corrupt(im.f, "log entry", l.offset+int64(pos), fmt.Errorf("a descriptor reaches %#x, beyond any file", d.FileOffset+d.Length))
@@ -51,8 +53,11 @@ func (im *Image) each(l *logReader, s sequence, apply func(ondisk.LogDescriptor)
 			} else {
 				im.replayed.Pages++
 			}
-			if err := apply(d); err != nil {
+			if err := apply(d, l.offset+int64(data%l.length)); err != nil {
 				return err
+			}
+			if !d.Zero {
+				data += ondisk.LogSectorSize
 			}
 		}
 	}
@@ -88,7 +93,7 @@ func (im *Image) replay() error {
 	return im.clearLogGUID(syncReplayClear)
 }
 
-func (im *Image) applyDescriptor(d ondisk.LogDescriptor) error {
+func (im *Image) applyDescriptor(d ondisk.LogDescriptor, _ int64) error {
 	off, end := int64(d.FileOffset), int64(d.FileOffset+d.Length)
 	if !d.Zero {
 		page := alignedBytes(ondisk.PageSize)
@@ -123,8 +128,25 @@ var zeros = alignedBytes(1 << 20)
 type overlayFile struct {
 	File
 	size  int64
-	pages map[int64][]byte // by offset; newer than zeroed
+	pages map[int64]loggedPage // by offset; newer than zeroed
 	zero  []extent
+}
+
+// loggedPage is where the log holds a page. It stays there: a log of a GiB
+// would take a GiB of memory.
+type loggedPage struct {
+	sector int64    // the data sector's place in the file
+	ends   [12]byte // the page's first 8 bytes and its last 4, which the sector lacks
+}
+
+// page reads a page from the log into b.
+func (o *overlayFile) page(b []byte, at loggedPage) error {
+	if err := readFull(o.File, b, at.sector); err != nil {
+		return err
+	}
+	copy(b, at.ends[:8])
+	copy(b[ondisk.PageSize-4:], at.ends[8:])
+	return nil
 }
 
 // maxOverlayZeros bounds the work that a hostile log can ask of each read.
@@ -136,18 +158,21 @@ func (im *Image) overlay() error {
 	if err != nil {
 		return err
 	}
-	o := &overlayFile{File: im.f, size: im.fileEnd, pages: map[int64][]byte{}}
-	err = im.each(l, s, func(d ondisk.LogDescriptor) error {
+	o := &overlayFile{File: im.f, size: im.fileEnd, pages: map[int64]loggedPage{}}
+	err = im.each(l, s, func(d ondisk.LogDescriptor, sector int64) error {
 		off, end := int64(d.FileOffset), int64(d.FileOffset+d.Length)
 		o.size = max(o.size, end)
 		if !d.Zero {
-			o.pages[off] = d.Data
+			p := loggedPage{sector: sector}
+			copy(p.ends[:8], d.Data)
+			copy(p.ends[8:], d.Data[ondisk.PageSize-4:])
+			o.pages[off] = p
 			return nil
 		}
 		if len(o.zero) == maxOverlayZeros {
 			return fmt.Errorf("%s: more than %d zero descriptors in the log: open it writable to replay them: %w", im.name, maxOverlayZeros, ErrUnsupported)
 		}
-		maps.DeleteFunc(o.pages, func(at int64, _ []byte) bool { return off <= at && at < end })
+		maps.DeleteFunc(o.pages, func(at int64, _ loggedPage) bool { return off <= at && at < end })
 		o.zero = append(o.zero, extent{off, end - off})
 		return nil
 	})
@@ -178,7 +203,17 @@ func (o *overlayFile) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	for at := off &^ (ondisk.PageSize - 1); at < off+int64(n); at += ondisk.PageSize {
-		if page, ok := o.pages[at]; ok {
+		if where, ok := o.pages[at]; ok {
+			if at >= off && at+ondisk.PageSize <= off+int64(n) {
+				if err := o.page(p[at-off:][:ondisk.PageSize], where); err != nil {
+					return 0, err
+				}
+				continue
+			}
+			page := alignedBytes(ondisk.PageSize)
+			if err := o.page(page, where); err != nil {
+				return 0, err
+			}
 			lo, hi := max(at, off), min(at+ondisk.PageSize, off+int64(n))
 			copy(p[lo-off:hi-off], page[lo-at:])
 		}

@@ -133,6 +133,18 @@ func (h LogEntryHeader) check(logLength uint32) error {
 // descriptor's FileOffset is at least 192 KiB, for headers are never logged,
 // and FileOffset plus Length fits an int64.
 func DecodeLogEntry(b []byte, logLength uint32) (LogEntry, error) {
+	return new(LogDecoder).Decode(b, logLength)
+}
+
+// LogDecoder is [DecodeLogEntry] for who reads many entries: what it returns is
+// good until the next call.
+type LogDecoder struct {
+	descriptors []LogDescriptor
+	pages       []byte
+}
+
+// Decode is [DecodeLogEntry].
+func (r *LogDecoder) Decode(b []byte, logLength uint32) (LogEntry, error) {
 	const name = "log entry"
 	h, err := DecodeLogEntryHeader(b, logLength)
 	if err != nil {
@@ -145,9 +157,15 @@ func DecodeLogEntry(b []byte, logLength uint32) (LogEntry, error) {
 		return LogEntry{}, err
 	}
 	// The header's check bounds DescriptorCount by len(b).
-	e := LogEntry{h, make([]LogDescriptor, h.DescriptorCount)}
+	if cap(r.descriptors) < int(h.DescriptorCount) {
+		r.descriptors = make([]LogDescriptor, h.DescriptorCount)
+	}
+	e := LogEntry{h, r.descriptors[:h.DescriptorCount]}
 	sector := int(descriptorSectors(uint64(h.DescriptorCount))) * LogSectorSize
-	pages := make([]byte, len(b)-sector)
+	if cap(r.pages) < len(b)-sector {
+		r.pages = make([]byte, len(b)-sector)
+	}
+	pages := r.pages[:len(b)-sector]
 	for i := range e.Descriptors {
 		at := LogEntryHeaderSize + i*LogDescriptorSize
 		d, err := decodeLogDescriptor(b, at, h.SequenceNumber)
