@@ -56,6 +56,7 @@ type checker struct {
 	space  *spaceMap
 	places structures
 	plan   plan
+	buf    []byte // of nonZero
 }
 
 func newChecker(ctx context.Context, f File, o CheckOptions) *checker {

@@ -91,8 +91,10 @@ func (c *checker) leakedGap(e extent) error {
 // skipped where the filesystem tells them.
 func (c *checker) nonZero(e extent) (int64, error) {
 	seeker, canSeek := c.raw.(dataSeeker) // a log does not fill holes that nothing refers to
-	buf := alignedBytes(ondisk.MiB)
-	leaked := int64(0)
+	if c.buf == nil {
+		c.buf = alignedBytes(ondisk.MiB)
+	}
+	buf, leaked := c.buf, int64(0)
 	for off := e.off; off < e.end(); off += ondisk.MiB - off%ondisk.MiB {
 		if err := c.ctx.Err(); err != nil {
 			return 0, fmt.Errorf("interrupted: %w", err)

@@ -149,7 +149,7 @@ func (r *resolver) keeper(c claimant) (claimant, bool) {
 			return o, true
 		}
 	}
-	for at := c.off; at < c.end(); at += ondisk.BitmapBlockSize {
+	for at := c.off; at < c.end() && len(r.bitmaps) > 0; at += ondisk.BitmapBlockSize {
 		if o, ok := r.bitmaps[at]; ok {
 			return o, true
 		}
