@@ -233,6 +233,14 @@ func TestMkdir(t *testing.T) {
 	if syncs != 2 {
 		t.Fatalf("%d syncs", syncs)
 	}
+	for range 2 {
+		if err := tree.Mkdirs("d", "one", "other", "two"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if syncs != 3 {
+		t.Fatalf("%d syncs", syncs)
+	}
 	if err := os.WriteFile(filepath.Join(dir, "d/file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

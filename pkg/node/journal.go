@@ -52,10 +52,8 @@ func openJournal(ctx context.Context, stateDir string, locked bool) (*journal, e
 	if err == nil {
 		j.tree, err = fsx.OpenTree(stateDir, tempDir)
 	}
-	for _, d := range []string{tempDir, setAsideDir, entriesDir} {
-		if err == nil {
-			err = j.tree.Mkdir(d)
-		}
+	if err == nil {
+		err = j.tree.Mkdirs(".", tempDir, setAsideDir, entriesDir)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open state directory: %w", err), j.close())

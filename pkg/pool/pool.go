@@ -125,10 +125,8 @@ func (p *Pool) start(o Options) error {
 	if err := p.readMarker(o); err != nil {
 		return err
 	}
-	for _, d := range directories {
-		if err := p.tree.Mkdir(d); err != nil {
-			return err
-		}
+	if err := p.tree.Mkdirs(".", directories...); err != nil {
+		return err
 	}
 	if err := p.makeLocks(); err != nil {
 		return err
