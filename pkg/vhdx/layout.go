@@ -55,6 +55,22 @@ func wordMask(i, last int64) (mask uint64, next int64) {
 	return ^uint64(0) >> (64 - (next - i)) << (i % 64), next
 }
 
+// unused reports whether a range, in whole MiB, is there and nobody's.
+func (l *layout) unused(off, length int64) bool {
+	last := (off + length) / ondisk.MiB
+	if off < 0 || last > l.mib {
+		return false
+	}
+	for i := off / ondisk.MiB; i < last; {
+		mask, next := wordMask(i, last)
+		if l.used[i/64]&mask != 0 {
+			return false
+		}
+		i = next
+	}
+	return true
+}
+
 // place judges a BAT entry, claims its space and returns the entry as it is
 // kept: states that read zero and own no space lose the offset that they may
 // not have (Hyper-V refuses ZERO with one).
@@ -65,7 +81,8 @@ func (l *layout) place(g ondisk.Geometry, index int64, e ondisk.BATEntry) (ondis
 	if e.OffsetMB() > maxFileSize/ondisk.MiB {
 		return 0, fmt.Errorf("%#x lies beyond any file", uint64(e))
 	}
-	if g.IsBitmap(index) && g.HasParent {
+	bitmap := g.IsBitmap(index)
+	if bitmap && g.HasParent {
 		switch e.State() {
 		case ondisk.BitmapNotPresent:
 			return 0, nil
@@ -77,7 +94,7 @@ func (l *layout) place(g ondisk.Geometry, index int64, e ondisk.BATEntry) (ondis
 		}
 		return 0, fmt.Errorf("state %d is none of a sector bitmap", e.State())
 	}
-	if g.IsBitmap(index) {
+	if bitmap {
 		// Without a parent it has no meaning; images exist that set it.
 		if e.State() == ondisk.BitmapPresent && e.Offset() > 0 {
 			if l.mark(e.Offset(), ondisk.BitmapBlockSize) == nil {

@@ -232,33 +232,6 @@ func (im *Image) checkBitmaps(b *bat) error {
 	return nil
 }
 
-const batChunk = 1 << 20
-
-func (im *Image) readEntries(b *bat, l *layout) error {
-	n := int64(len(b.entries))
-	buf := alignedBytes(int(min(batChunk, roundUp(n*ondisk.BATEntrySize, ondisk.PageSize))))
-	for first := int64(0); first < n; first += batChunk / ondisk.BATEntrySize {
-		count := min(n-first, batChunk/ondisk.BATEntrySize)
-		off := b.offset + first*ondisk.BATEntrySize
-		part := buf[:roundUp(count*ondisk.BATEntrySize, ondisk.PageSize)]
-		if err := readFull(im.f, part, off); err != nil {
-			return corruptRead(im.f, "BAT", off, err)
-		}
-		for i := range count {
-			e := ondisk.DecodeBATEntry(part, int(i))
-			if e == 0 {
-				continue
-			}
-			kept, err := l.place(b.geometry, first+i, e)
-			if err != nil {
-				return corrupt(im.f, fmt.Sprintf("BAT entry %d", first+i), off+i*ondisk.BATEntrySize, err)
-			}
-			b.entries[first+i] = uint64(kept)
-		}
-	}
-	return nil
-}
-
 // newLayout marks what is not block space: header section, log, regions.
 func (im *Image) newLayout() (*layout, error) {
 	l := newLayout(im.fileEnd)

@@ -1,0 +1,98 @@
+package vhdx
+
+import (
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
+)
+
+type nameOnly struct{ File }
+
+func (nameOnly) Name() string { return "x" }
+
+// randomTable is mostly runs of present blocks, with holes, other states,
+// claims that clash and blocks beyond the end of the file.
+func randomTable(r *rand.Rand, g ondisk.Geometry, fileMiB int64) []byte {
+	p := make([]byte, g.Entries()*ondisk.BATEntrySize)
+	step, at := g.BlockSize/ondisk.MiB, 8+r.Int64N(4)
+	clashes := r.IntN(3) == 0
+	for index := range g.Entries() {
+		e := ondisk.MakeBATEntry(ondisk.BlockFullyPresent, at*ondisk.MiB)
+		switch n := r.IntN(200); {
+		case g.IsBitmap(index) && n < 150, n < 4:
+			e = 0
+		case n < 6:
+			e = ondisk.MakeBATEntry([]ondisk.BlockState{ondisk.BlockZero, ondisk.BlockUnmapped, 5}[r.IntN(3)], 0)
+		case n == 6 && clashes:
+			e = ondisk.MakeBATEntry(ondisk.BlockFullyPresent, r.Int64N(fileMiB)*ondisk.MiB)
+		case n == 7:
+			at += r.Int64N(8)
+			e = ondisk.MakeBATEntry(ondisk.BlockFullyPresent, at*ondisk.MiB)
+			at += step
+		default:
+			at += step
+		}
+		binary.LittleEndian.PutUint64(p[index*ondisk.BATEntrySize:], uint64(e))
+	}
+	return p
+}
+
+// A table whose runs are claimed at once is judged as entry by entry: the same
+// entries, the same space, and the same entry at fault.
+func TestReadEntriesInRuns(t *testing.T) {
+	faults, runs := 0, 0
+	for seed := range uint64(400) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		g := ondisk.Geometry{VirtualSize: (1 + r.Int64N(900)) * 32 * ondisk.MiB, BlockSize: 32 * ondisk.MiB, LogicalSectorSize: 512, HasParent: r.IntN(4) == 0}
+		fileEnd := (r.Int64N(1000)*32 + 40) * ondisk.MiB
+		table := randomTable(r, g, fileEnd/ondisk.MiB)
+
+		one := newLayout(fileEnd)
+		want, fault := make([]uint64, g.Entries()), int64(-1)
+		for i := range g.Entries() {
+			e := ondisk.DecodeBATEntry(table, int(i))
+			if e == 0 {
+				continue
+			}
+			kept, err := one.place(g, i, e)
+			if err != nil {
+				fault = i
+				break
+			}
+			want[i] = uint64(kept)
+		}
+
+		im := &Image{f: nameOnly{}}
+		load := batLoad{im: im, b: newBAT(g, 0, int64(len(table))), l: newLayout(fileEnd), next: noRun, bitmap: g.ChunkRatio()}
+		cut := r.IntN(len(table)/ondisk.BATEntrySize+1) * ondisk.BATEntrySize
+		err := load.chunk(0, table[:cut])
+		if err == nil {
+			err = load.chunk(int64(cut/ondisk.BATEntrySize), table[cut:])
+		}
+		runs = max(runs, int(load.length/g.BlockSize))
+		if err == nil {
+			err = load.flush(g.Entries())
+		}
+		if fault >= 0 {
+			faults++
+			bad, ok := errors.AsType[*CorruptError](err)
+			if !ok || bad.Offset != fault*ondisk.BATEntrySize {
+				t.Fatalf("seed %d: %v, want entry %d at fault", seed, err, fault)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if !slices.Equal(load.b.entries, want) || !slices.Equal(load.l.used, one.used) || load.l.end != one.end {
+			t.Fatalf("seed %d: differs from entry by entry", seed)
+		}
+	}
+	if faults < 40 || faults > 360 || runs < 50 {
+		t.Fatalf("%d of 400 tables at fault, longest last run %d: the test does not test much", faults, runs)
+	}
+}
