@@ -121,6 +121,19 @@
 //	          same, durably; a child accepts what its parent is about to carry
 //	          before the parent does (collapse.go, merge.go, replace.go).
 //
+// Check and repair (check*.go, repair*.go, plan.go), metadata items (items.go):
+//
+//	I-CHK-1  Check changes nothing, and agrees with Open: what opens has no
+//	         damage, what is damaged does not open.
+//	I-CHK-2  A check keeps a bit per MiB of the file and no entry of the BAT.
+//	I-REP-1  A repair changes only what has one way out, and never what a disk
+//	         that opened shows. What is not understood is not touched.
+//	I-REP-2  A copy of a block is durable before the log says where it is.
+//	I-REP-3  Unused space is freed only by a repair that began without damage.
+//	I-REP-4  The log is not written while anything else may lie in its place.
+//	I-ITEM-1 An item's content is in the log before the table's pages that name
+//	         it, which come in one entry.
+//
 // Mappings (resolve.go, bat.go, pins.go):
 //
 //	I-MAP-1  Payload is in the file before its mapping is journalled, and that

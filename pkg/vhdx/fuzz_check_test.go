@@ -11,7 +11,7 @@ import (
 
 // FuzzCheck checks hostile images, made as FuzzOpen makes them. Nothing may
 // panic, hang, change the file or allocate without bound, and Check and Open
-// agree: what opens has no damage, and what is damaged does not open.
+// agree (I-CHK-1): what opens has no damage, and what is damaged does not open.
 func FuzzCheck(f *testing.F) {
 	seedImages(f)
 	f.Fuzz(func(t *testing.T, in []byte) {

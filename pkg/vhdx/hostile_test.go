@@ -106,7 +106,7 @@ func checkedHostile(t *testing.T, f vhdx.File) (*vhdx.Report, error) {
 	return r, err
 }
 
-// Tables as large as the format allows, with every entry hostile.
+// Tables as large as the format allows, with every entry hostile (I-CHK-2).
 func TestHostileTables(t *testing.T) {
 	skipSlowRace(t)
 	const everything = 64*tib + 600*mib

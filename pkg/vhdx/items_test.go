@@ -163,7 +163,7 @@ func TestUnknownItemsAreKept(t *testing.T) {
 }
 
 // Cut at every step, an item is the old or the new one, whole; and once it has
-// been set, the new one.
+// been set, the new one (I-ITEM-1).
 func TestUserItemsCut(t *testing.T) {
 	s := newSpoil(t, 0)
 	im := s.open(vhdx.OpenOptions{})

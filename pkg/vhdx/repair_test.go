@@ -90,7 +90,8 @@ func (d damage) opened(f *vhdxtest.File) error {
 }
 
 // Cut at every step, in several ways each, a repair leaves an image that the
-// next repair ends, and that shows what it should whenever it opens.
+// next repairs end, and that shows what it should whenever it opens (I-REP-1,
+// I-REP-2).
 func TestRepairCut(t *testing.T) {
 	images, plans := 0, 20
 	if testing.Short() || raceEnabled {
