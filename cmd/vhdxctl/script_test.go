@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               detachAfterwards,
+		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":    cmdStatus,
 			"field":     cmdField,
@@ -62,8 +62,10 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// detachAfterwards removes what a script that failed has left attached.
-func detachAfterwards(env *testscript.Env) error {
+// setup has a script's processes end fast, where the race detector is built
+// in, and removes what a script that failed has left attached.
+func setup(env *testscript.Env) error {
+	env.Setenv("GORACE", "atexit_sleep_ms=0")
 	dir := filepath.Join(env.WorkDir, "run")
 	env.Defer(func() {
 		found, err := seats(dir)

@@ -9,12 +9,21 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/iotest"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/disk"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 const mib = 1 << 20
+
+// seeds is fewer with -short, which the race detector's run is.
+func seeds(n uint64) uint64 {
+	if testing.Short() {
+		return n / 4
+	}
+	return n
+}
 
 // content is a disk of size bytes with holes, zeros that are no holes, and
 // data that begins and ends anywhere.
@@ -83,7 +92,7 @@ func readAll(t *testing.T, r io.ReaderAt, size int64) []byte {
 // What is copied, to whatever and with whatever options, is what was there,
 // and Compare says so.
 func TestCopy(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range seeds(12) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		size := (1 + r.IntN(16*mib/512)) * 512
 		want := content(r, size)
@@ -134,6 +143,52 @@ func TestCopy(t *testing.T) {
 		if !bytes.Equal(pipe.Bytes(), want) {
 			t.Fatalf("seed %d: VHDX to a pipe differs", seed)
 		}
+	}
+}
+
+// A stream of any length ends in a target of that length, whole sectors of an
+// image.
+func TestCopyStream(t *testing.T) {
+	for seed := range seeds(6) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		want := content(r, 1+r.IntN(24*mib))
+		in := func() io.Reader { return iotest.HalfReader(bytes.NewReader(want)) }
+		raw, err := disk.CreateFile(filepath.Join(t.TempDir(), "raw"), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := disk.CopyStream(t.Context(), raw, in(), 1, disk.Options{Blank: true})
+		if err != nil || s.Size != int64(len(want)) || s.Size != raw.Size() {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		if got := readAll(t, raw, raw.Size()); !bytes.Equal(got, want) {
+			t.Fatalf("seed %d: raw differs", seed)
+		}
+		if err := raw.Publish(false); err != nil {
+			t.Fatal(err)
+		}
+		im, _, err := disk.CreateImage(filepath.Join(t.TempDir(), "image"), vhdx.CreateOptions{Size: 4 * mib, BlockSize: mib})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := disk.CopyStream(t.Context(), im, in(), 512, disk.Options{Blank: true}); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, make([]byte, -len(want)&511)...)
+		if got := readAll(t, im, im.Size()); !bytes.Equal(got, want) {
+			t.Fatalf("seed %d: image differs", seed)
+		}
+		if err := im.Publish(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small, err := disk.CreateFile(filepath.Join(t.TempDir(), "raw"), mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = small.Abort() }()
+	if _, err := disk.CopyStream(t.Context(), struct{ disk.Target }{small}, bytes.NewReader(make([]byte, 2*mib)), 1, disk.Options{}); err == nil {
+		t.Error("a stream that is longer than its target was copied")
 	}
 }
 
@@ -309,7 +364,7 @@ func (b blind) NextData(off int64) (start, end int64, err error) { return off, b
 
 // Compare finds the first difference, wherever it is, and nothing else.
 func TestCompare(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range seeds(20) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		size := 6*mib + r.IntN(8)*512
 		a := content(r, size)

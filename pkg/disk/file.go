@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -13,7 +15,9 @@ import (
 // File is a raw disk in a regular file.
 type File struct {
 	*vhdx.OSFile
-	size int64
+	size atomic.Int64
+
+	sizing sync.Mutex // held while the file gets another length
 }
 
 // OpenFile opens a raw disk in a regular file, under the lock that images are
@@ -40,7 +44,9 @@ func newFile(f *os.File, o vhdx.FileOptions) (*File, error) {
 		return nil, err
 	}
 	size, err := of.Size()
-	return &File{of, size}, err
+	d := &File{OSFile: of}
+	d.size.Store(size)
+	return d, err
 }
 
 // cached reports whether more than half of a file's space is in the page cache.
@@ -54,14 +60,15 @@ func cached(f *os.File) bool {
 }
 
 // Size returns the size the file had when it was opened, or was given since.
-func (f *File) Size() int64 { return f.size }
+func (f *File) Size() int64 { return f.size.Load() }
 
 // NextData implements [Source].
 func (f *File) NextData(off int64) (start, end int64, err error) {
-	if start, err = f.OSFile.NextData(off, f.size); err != nil || start >= f.size {
-		return f.size, f.size, err
+	size := f.Size()
+	if start, err = f.OSFile.NextData(off, size); err != nil || start >= size {
+		return size, size, err
 	}
-	end, err = f.NextHole(start, f.size)
+	end, err = f.NextHole(start, size)
 	return start, end, err
 }
 
@@ -69,8 +76,10 @@ func (f *File) NextData(off int64) (start, end int64, err error) {
 // behind the end is cut off again.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	n, err := f.OSFile.WriteAt(p, off)
-	if page := int64(os.Getpagesize()); err == nil && (off+int64(n)+page-1)/page*page > f.size {
-		err = f.Truncate(f.size)
+	if page := int64(os.Getpagesize()); err == nil && (off+int64(n)+page-1)/page*page > f.Size() {
+		f.sizing.Lock()
+		defer f.sizing.Unlock()
+		err = f.Truncate(f.Size())
 	}
 	return n, err
 }
@@ -88,10 +97,12 @@ func (f *File) Flush() error { return f.Sync() }
 
 // Resize makes the disk larger, with zeros, or smaller.
 func (f *File) Resize(size int64) error {
+	f.sizing.Lock()
+	defer f.sizing.Unlock()
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
-	f.size = size
+	f.size.Store(size)
 	return nil
 }
 
@@ -134,7 +145,7 @@ func CreateFile(path string, size int64) (*NewFile, error) {
 }
 
 // Fill gives the file all of its space, so that it has no holes.
-func (f *NewFile) Fill() error { return fill(f.draft.File(), f.size) }
+func (f *NewFile) Fill() error { return fill(f.draft.File(), f.Size()) }
 
 // Fill gives a file all of its space, so that it has no holes, and syncs it.
 func Fill(path string) error {
