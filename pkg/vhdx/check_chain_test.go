@@ -19,26 +19,32 @@ import (
 // fuzzChild is a differencing image of 5 MiB in blocks of 1 MiB: block 0 fully
 // present, block 1 in parts, the others the parent's.
 func fuzzChild() (*vhdxtest.File, error) {
-	base := vhdxtest.NewFile("base.vhdx")
+	child, _, err := fuzzFamily()
+	return child, err
+}
+
+// fuzzFamily is fuzzChild and its parent.
+func fuzzFamily() (child, base *vhdxtest.File, err error) {
+	base = vhdxtest.NewFile("base.vhdx")
 	if _, err := vhdx.CreateOn(base, vhdx.CreateOptions{Size: 5 * mib, BlockSize: mib}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	im, err := vhdx.Open(base, vhdx.OpenOptions{ReadOnly: true})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	child := vhdxtest.NewFile("child.vhdx")
+	child = vhdxtest.NewFile("child.vhdx")
 	_, err = im.CreateChildOn(child, vhdx.ChildOptions{BlockSize: mib, RelativePath: "base.vhdx"})
 	if err := errors.Join(err, im.Close()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	im, err = vhdx.Open(child, vhdx.OpenOptions{GrowthStep: mib, Parents: oneParent{base}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	_, err = im.WriteAt(bytes.Repeat([]byte{1}, int(mib)), 0)
 	_, err2 := im.WriteAt(bytes.Repeat([]byte{2}, 8192), mib+4096)
-	return child, errors.Join(err, err2, im.Close())
+	return child, base, errors.Join(err, err2, im.Close())
 }
 
 // oneParent answers every path with one file.

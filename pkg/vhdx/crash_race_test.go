@@ -31,7 +31,7 @@ const (
 // and so does the image that is opened afterwards. Run it with -race.
 func TestEverythingAtOnce(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error){
-		"in memory": inMemory, "on a filesystem": onFilesystem,
+		"in memory": inMemory, "on a filesystem": onFilesystem, "a child in memory": childInMemory,
 	} {
 		t.Run(name, func(t *testing.T) {
 			reopen := open(t)
@@ -65,6 +65,22 @@ func inMemory(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error) {
 	return func(o vhdx.OpenOptions) (*vhdx.Image, error) {
 		file.Reopen()
 		return vhdx.Open(file, o)
+	}
+}
+
+// childInMemory is a child of an empty image: what it does not hold reads zero.
+func childInMemory(t *testing.T) func(vhdx.OpenOptions) (*vhdx.Image, error) {
+	base, child := vhdxtest.NewFile("base.vhdx"), vhdxtest.NewFile("child.vhdx")
+	_, err := vhdx.CreateOn(base, vhdx.CreateOptions{Size: crowdSize, BlockSize: 4 * mib})
+	must(t, err)
+	im, err := vhdx.Open(base, vhdx.OpenOptions{ReadOnly: true})
+	must(t, err)
+	_, err = im.CreateChildOn(child, vhdx.ChildOptions{BlockSize: mib, RelativePath: "base.vhdx"})
+	must(t, errors.Join(err, im.Close()))
+	return func(o vhdx.OpenOptions) (*vhdx.Image, error) {
+		child.Reopen()
+		o.Parents = oneParent{base}
+		return vhdx.Open(child, o)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -97,12 +98,22 @@ var fuzzBases = sync.OnceValue(func() []*vhdxtest.File {
 		all = append(all, file.Clone())
 		all = append(all, dirty...)
 	}
-	child, err := fuzzChild()
+	child, base, err := fuzzFamily()
 	if err != nil {
 		panic(err)
 	}
+	fuzzParent.Store(base)
 	return append(all, child.Clone())
 })
+
+// fuzzParent is the parent of the last of the bases.
+var fuzzParent atomic.Pointer[vhdxtest.File]
+
+// hostileOptions opens a hostile image, on that parent if it wants one.
+func hostileOptions() vhdx.OpenOptions {
+	fuzzBases()
+	return vhdx.OpenOptions{GrowthStep: mib, Parents: oneParent{fuzzParent.Load()}}
+}
 
 // fuzzImage makes the file that an input describes.
 func fuzzImage(in []byte) *vhdxtest.File {
@@ -171,13 +182,15 @@ func mendSum(file *vhdxtest.File, at, n int64) {
 // that succeeds but whether it is consistent.
 func useHostile(file *vhdxtest.File) error {
 	before := file.Hash()
+	o, ro := hostileOptions(), hostileOptions()
+	ro.ReadOnly = true
 	readOnly := file.Clone()
-	shown, roErr := showHostile(readOnly, vhdx.OpenOptions{ReadOnly: true})
+	shown, roErr := showHostile(readOnly, ro)
 	if readOnly.Hash() != before {
 		return errors.New("a read-only open changed the file")
 	}
 	writable := file.Clone()
-	replayed, rwErr := showHostile(writable, vhdx.OpenOptions{})
+	replayed, rwErr := showHostile(writable, o)
 	if roErr == nil && rwErr == nil && !bytes.Equal(shown, replayed) {
 		return errors.New("a writable open shows something else than a read-only one")
 	}
@@ -185,7 +198,7 @@ func useHostile(file *vhdxtest.File) error {
 		return nil
 	}
 	writable.Reopen()
-	im, err := vhdx.Open(writable, vhdx.OpenOptions{GrowthStep: mib})
+	im, err := vhdx.Open(writable, o)
 	if err != nil {
 		return fmt.Errorf("opened and closed, it does not open again: %w", err)
 	}
@@ -194,7 +207,8 @@ func useHostile(file *vhdxtest.File) error {
 		_ = im.Close() // it may be closed already, or poisoned
 		return err
 	}
-	if _, err := showHostile(writable.Clone(), vhdx.OpenOptions{ReadOnly: true, RefuseDirty: true}); err != nil {
+	ro.RefuseDirty = true
+	if _, err := showHostile(writable.Clone(), ro); err != nil {
 		return fmt.Errorf("written and closed, it does not open again: %w", err)
 	}
 	return nil

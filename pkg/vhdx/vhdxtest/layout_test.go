@@ -44,7 +44,7 @@ func TestLayoutOfAnImage(t *testing.T) {
 		Header: l.Header, FileSize: 6 << 20,
 		BAT: vhdxtest.Extent{Off: 3 << 20, N: 1 << 20}, Metadata: vhdxtest.Extent{Off: 2 << 20, N: 1 << 20},
 		VirtualSize: 5 << 20, BlockSize: 1 << 20, SectorSize: 512,
-		Blocks: map[int64]int64{0: 4 << 20, 3: 5 << 20},
+		Blocks: map[int64]int64{0: 4 << 20, 3: 5 << 20}, Partial: map[int64]int64{}, Bitmaps: map[int64]int64{},
 	}
 	if diff := cmp.Diff(want, l); diff != "" || l.End() != l.FileSize {
 		t.Fatalf("layout ends at %#x: %s", l.End(), diff)

@@ -110,6 +110,11 @@ func FuzzDecodeParentLocator(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if err := l.Check(); err == nil {
+			if first, _, err := l.Linkage(); err != nil || l.Type != LocatorTypeVHDX {
+				t.Fatalf("%+v: checked, and then %v, %v", l, first, err)
+			}
+		}
 		again, err := l.Encode()
 		if err != nil {
 			return // shared text can make the plain form too long
