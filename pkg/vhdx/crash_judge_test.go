@@ -18,6 +18,9 @@ func (h *harness) judge(image *vhdxtest.File, s *session, at place) error {
 	if err != nil {
 		return err
 	}
+	if err := checkCut(image.Clone()); err != nil {
+		return err
+	}
 	touched := s.model.Touched(readSize)
 	seen, sum, err := h.readOnly(image, s.model, touched)
 	if err != nil {
@@ -227,6 +230,9 @@ func (s *session) checkClosed(file *vhdxtest.File) error {
 		return errors.New("closed: the file changed and FileWriteGuid did not")
 	}
 	if err := s.checkTail(l); err != nil {
+		return err
+	}
+	if err := checkClean(file); err != nil {
 		return err
 	}
 	m, check := s.before, func(p []byte, off int64) error { return s.before.CheckCut(p, off, nil) }
