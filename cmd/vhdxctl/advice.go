@@ -23,6 +23,8 @@ var advices = []struct {
 	{errShrink, "Shrink what is on the disk first, then: vhdxctl resize --shrink PATH SIZE."},
 	{vhdx.ErrDataBeyondEnd, "Nothing was changed. Shrink filesystems and partitions first; --cut-data cuts off what is there."},
 	{errCompactedInPart, "The image is consistent. Run it again to go on."},
+	{errMergedInPart, "The chain opens and shows the same. Run the command again to go on."},
+	{errNoParent, "It stands alone; vhdxctl chain shows what an image stands on."},
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},
 	{blockdev.ErrBusy, "Unmount it, or close what has it open. It is still there, and served."},

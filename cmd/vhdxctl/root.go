@@ -95,6 +95,7 @@ has lost space and nothing worse; compare: 1 different, 2 could not be compared.
 		a.infoCommand(),
 		a.manCommand(),
 		a.mapCommand(ctx),
+		a.mergeCommand(ctx),
 		a.metadataCommand(),
 		a.replayCommand(),
 		a.resizeCommand(),
