@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -36,14 +37,14 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":    cmdStatus,
 			"field":     cmdField,
-			"dirty":     cmdDirty,
+			"dirty":     unforked(cmdDirty),
 			"patch":     cmdPatch,
 			"locked":    cmdLocked,
-			"content":   cmdContent,
+			"content":   unforked(cmdContent),
 			"raw":       cmdRaw,
-			"kept":      cmdKept,
+			"kept":      unforked(cmdKept),
 			"killed":    cmdKilled,
-			"zero":      cmdZero,
+			"zero":      unforked(cmdZero),
 			"copybytes": cmdCopyBytes,
 		},
 		Condition: func(cond string) (bool, error) {
@@ -194,8 +195,23 @@ func cmdCopyBytes(ts *testscript.TestScript, _ bool, args []string) {
 func cmdLocked(ts *testscript.TestScript, _ bool, args []string) {
 	im, err := vhdx.OpenPath(ts.MkAbs(args[0]), vhdx.OpenOptions{})
 	ts.Check(err)
-	defer im.Close()
+	defer func() {
+		_ = im.Close()
+		syscall.ForkLock.Lock() // see unforked
+		defer syscall.ForkLock.Unlock()
+	}()
 	cmdStatus(ts, false, args[1:])
+}
+
+// unforked runs a command while no process is started: one that another script
+// starts has this process's open files until its program runs, and with them
+// the locks of images.
+func unforked(cmd func(*testscript.TestScript, bool, []string)) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		cmd(ts, neg, args)
+	}
 }
 
 // cmdRaw makes a sparse raw file: raw FILE SIZE OFFSET:LENGTH..., the ranges
