@@ -71,6 +71,8 @@ const (
 	orderDataThenMapping
 	// A block's bits are logged no later than the entry that makes them count.
 	orderBitsThenTable
+	// So before a table that moves, and does not go through the log.
+	orderBitsThenMove
 	// A block's old bits are cleared before they count again.
 	orderClearStale
 	// A head is clean and durable before its child takes its place.
@@ -127,6 +129,7 @@ var barrierNames = [barrierCount]string{
 	syncNewBAT:            "sync new BAT region before naming it",
 	syncData:              "sync data before logging its bits",
 	orderBitsThenTable:    "log bits no later than the table",
+	orderBitsThenMove:     "log bits before the table that moves",
 	orderClearStale:       "clear stale bits before they count",
 	orderFreezeThenRecord: "freeze the head before its child takes its place",
 	orderAnnounceChild:    "announce the child to the journal",

@@ -59,6 +59,7 @@ var missing = map[string]directed{
 	"accept the GUID of a merge before the parent has it":       {"merge", plain, 3},
 	"accept the child's GUID before the parent takes it":        {"merge", plain, 3},
 	"mark the progress of a collapse after its flush":           {"replace", plain, 5},
+	"log bits before the table that moves":                      {"child whose BAT moves", plain, 25},
 	"sync data before logging its bits":                         {"child", plain, 5},
 	"log bits no later than the table":                          {"child and more than one entry", plain, 3},
 	"clear stale bits before they count":                        {"child and more than one entry", goingOn, 5},

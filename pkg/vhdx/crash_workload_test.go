@@ -163,6 +163,17 @@ var workloads = []*workload{
 		ops:     2, images: 6, sparse: 64, fills: []int{100, 40}, stale: true,
 	},
 	{
+		// The 32nd chunk makes the table too long for its place.
+		name:    "child whose BAT moves",
+		create:  vhdx.CreateOptions{Size: 124*gib - 256*mib, BlockSize: 16 * mib},
+		child:   &vhdx.ChildOptions{BlockSize: mib},
+		growth:  4 * mib,
+		blocks:  []int64{0, 1, 4097, 126000},
+		weights: weights{write: 8, rewrite: 2, flush: 3, grow: 3, discard: 1, reopen: 1, kill: 1},
+		maxIO:   4 * kib, ops: 30, images: 6, stale: true,
+		grow: growBy(gib),
+	},
+	{
 		name:    "child and a journal",
 		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: 4 * mib},
 		child:   &vhdx.ChildOptions{BlockSize: mib},

@@ -70,7 +70,7 @@ func (im *Image) growLocked(size int64) error {
 			return err
 		}
 	}
-	if moved {
+	if moved && !im.opts.omit.has(orderBitsThenMove) {
 		if err := im.logBitmaps(); err != nil {
 			return err
 		}
