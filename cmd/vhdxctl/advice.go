@@ -32,7 +32,7 @@ var advices = []struct {
 	{vhdx.ErrParentMissing, "Put the parent where the image says it is, or say where parents may be: --parents DIR."},
 	{vhdx.ErrParentMismatch, "The parent has been written to since the child was made, or is another image. Restore it from a backup; nothing was changed."},
 	{vhdx.ErrInUse, "Close it there first (a staged volume: delete its pods, or drain the node), then run this again."},
-	{vhdx.ErrCorrupt, "Nothing was changed. Keep a copy of the file before any attempt at repair; restore it from a snapshot or a backup."},
+	{vhdx.ErrCorrupt, "Nothing was changed. To see what can be mended: vhdxctl check --dry-run PATH. Keep a copy of the file before any repair."},
 	{vhdx.ErrNotVHDX, "A raw disk: vhdxctl convert -f raw SOURCE TARGET.vhdx. Another format: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{vhdx.ErrUnsupported, "Nothing was changed. Open it with the software that wrote it."},
 	{syscall.ENOSPC, "A fixed image takes all of its space at once. Free some, or leave out --fixed: a dynamic image takes space as it is written."},

@@ -146,6 +146,9 @@ func (b *batPass) take(off, length int64) {
 	if b.c.space.mark(off, length) < 0 {
 		return
 	}
+	if b.c.places.holds(logName, off, length) {
+		b.c.plan.moveLog = true // before a repair writes to it (I-REP-4), however many clashes there are
+	}
 	if len(b.clashes) < maxClashes {
 		b.clashes = append(b.clashes, extent{off, length})
 	} else {

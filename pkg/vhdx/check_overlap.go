@@ -54,6 +54,7 @@ type resolver struct {
 	// they begin in, which two blocks that do not overlap never share; bitmap
 	// blocks by their place.
 	blocks, bitmaps map[int64]claimant
+	logTold         bool
 }
 
 func (r *resolver) pass(anchors bool) func(first int64, entries []byte) error {
@@ -101,9 +102,8 @@ func (r *resolver) contested(e extent) bool {
 // settle gives a claimant its place, or tells who has it.
 func (r *resolver) settle(c claimant, e ondisk.BATEntry, anchor bool) {
 	name := r.c.places.at(c.off, c.length)
-	if name == "log" && !anchor {
+	if r.c.places.holds(logName, c.off, c.length) {
 		r.moveLog(c, e)
-		name = ""
 	}
 	other, taken := r.keeper(c)
 	if name == "" && !taken {
@@ -134,11 +134,12 @@ func (r *resolver) settle(c claimant, e ondisk.BATEntry, anchor bool) {
 	}
 }
 
+// moveLog tells of a block in the log's place, the first one alone: it is the log that goes.
 func (r *resolver) moveLog(c claimant, e ondisk.BATEntry) {
-	if r.c.plan.moveLog {
+	if r.logTold {
 		return
 	}
-	r.c.plan.moveLog = true
+	r.logTold, r.c.plan.moveLog = true, true
 	r.fixable(CodeLogPlace, SeverityCorrupt, c.index, e, "give the log a new place", "its %#x bytes at %#x are claimed by the log too", c.length, c.off)
 }
 

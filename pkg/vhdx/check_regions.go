@@ -129,7 +129,7 @@ func (c *checker) placeLog() error {
 	} else if name := c.places.at(off, length); name != "" {
 		err = fmt.Errorf("%#x bytes at %#x overlap the %s", length, off, name)
 	} else {
-		return c.places.add(c.space, "log", off, length)
+		return c.places.add(c.space, logName, off, length)
 	}
 	c.add(Finding{Code: CodeLogPlace, Severity: SeverityCorrupt, Place: p, Text: "log: " + err.Error(), Repair: "give the log a new place"})
 	c.plan.moveLog = true

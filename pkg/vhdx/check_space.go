@@ -134,6 +134,8 @@ type owner struct {
 	name string
 }
 
+const logName = "log"
+
 // structures are what is not block space, by name.
 type structures []owner
 
@@ -151,10 +153,21 @@ func (s *structures) add(m *spaceMap, name string, off, length int64) error {
 	return nil
 }
 
-// at names the structure that lies in a range; "" if none does.
+// holds reports whether a structure of a name lies in a range.
+func (s structures) holds(name string, off, length int64) bool {
+	for _, o := range s {
+		if o.name == name && o.off < off+length && off < o.end() {
+			return true
+		}
+	}
+	return false
+}
+
+// at names the structure that lies in a range, but for the log, which moves; ""
+// if none does.
 func (s structures) at(off, length int64) string {
 	for _, o := range s {
-		if o.off < off+length && off < o.end() {
+		if o.name != logName && o.off < off+length && off < o.end() {
 			return o.name
 		}
 	}
