@@ -155,12 +155,12 @@ var workloads = []*workload{
 	{
 		// Bits and blocks of many pages: one flush takes several entries.
 		name:    "child and more than one entry",
-		create:  vhdx.CreateOptions{Size: 64 * gib, BlockSize: 16 * mib},
+		create:  vhdx.CreateOptions{Size: 4 * gib, BlockSize: 16 * mib},
 		child:   &vhdx.ChildOptions{BlockSize: mib},
 		growth:  256 * mib,
-		blocks:  sequence(100, 256),
+		blocks:  sequence(150, 16),
 		weights: weights{fill: 1},
-		ops:     2, images: 6, sparse: 64, fills: []int{100, 40}, stale: true,
+		ops:     2, images: 6, sparse: 64, fills: []int{150, 40}, stale: true,
 	},
 	{
 		// The 32nd chunk makes the table too long for its place.
