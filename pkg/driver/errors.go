@@ -107,6 +107,7 @@ var rules = []rule{
 	{err: vhdx.ErrLogReplayRequired, code: codes.FailedPrecondition},
 	{err: vhdx.ErrReadOnly, code: codes.FailedPrecondition},
 	{err: vhdx.ErrInUse, code: codes.FailedPrecondition},
+	{err: vhdx.ErrDataBeyondEnd, code: codes.FailedPrecondition},
 	{err: vhdx.ErrOutOfRange, code: codes.OutOfRange},
 	{err: vhdx.ErrInvalid, code: codes.InvalidArgument},
 

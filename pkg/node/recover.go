@@ -129,7 +129,7 @@ func (m *Manager) resumed(ctx context.Context, r *resumption) Recovered {
 	}
 	if r.v.waiting != nil {
 		res.Outcome = OutcomeWaiting
-		go m.retry(ctx, r.v)
+		go m.retry(ctx, r.v.entry.Volume, r.v)
 	}
 	return res
 }

@@ -151,15 +151,15 @@ func (m *Manager) cutOff(ctx context.Context, v *volume, reason error) error {
 
 // retry tries a waiting volume again and again until it is served or lost. Calls
 // for it try as well.
-func (m *Manager) retry(ctx context.Context, v *volume) {
-	log := klog.FromContext(ctx).WithValues("volume", v.entry.Volume)
+func (m *Manager) retry(ctx context.Context, id string, v *volume) {
+	log := klog.FromContext(ctx).WithValues("volume", id)
 	for pause := retryAfter; ; pause = min(2*pause, retryAfterMax) {
 		select {
 		case <-m.stopped:
 			return
 		case <-time.After(pause):
 		}
-		end, err := m.begin(v.entry.Volume)
+		end, err := m.begin(id)
 		if errors.Is(err, ErrPending) {
 			continue
 		}
