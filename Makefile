@@ -53,7 +53,7 @@ HAVE_SHORT_FORM = $(shell grep -rl --include='*_test.go' 'testing\.Short()' cmd 
 test: deps build lint ## everything: lint, all tests (race detector on), oracles, csi-sanity
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
 		'race detector: -race -short -timeout 20m ./...' \
-		'full size: -timeout 20m $(HAVE_SHORT_FORM)' \
+		'full size: -timeout 40m $(HAVE_SHORT_FORM)' \
 		'manifests: -C tools/manifests ./...'
 
 .PHONY: test-short

@@ -343,8 +343,12 @@ func (c *runner) cleanUp(ctx context.Context, failed error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 	defer cancel()
 	errs := []error{c.endPressure()}
-	if c.p != nil && failed != nil {
-		c.p.CutPower()
+	if failed != nil {
+		if c.p != nil {
+			c.p.CutPower()
+		}
+		// Cut short in a restart there is no plugin, but its keeper.
+		plugin.End(c.dir)
 	}
 	if c.stop != nil {
 		c.found.log = func(string, ...any) {} // what fails now is of no interest

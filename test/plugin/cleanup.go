@@ -48,11 +48,7 @@ func Clean(ctx context.Context, dir string) error {
 	var errs []error
 	// First, for a device that a keeper holds and nobody serves would keep
 	// waiting whoever unmounts it.
-	for _, p := range processes(dir) {
-		if p.plugin(dir) {
-			errs = append(errs, syscall.Kill(p.pid, syscall.SIGKILL))
-		}
-	}
+	End(dir)
 	mounts, err := mountsBelow(dir)
 	errs = append(errs, err)
 	for _, m := range slices.Backward(mounts) {
@@ -71,6 +67,16 @@ func Clean(ctx context.Context, dir string) error {
 			return errors.Join(append(errs, err, fmt.Errorf("still there, so %s stays: %s", dir, strings.Join(left, "; ")))...)
 		}
 		time.Sleep(20 * time.Millisecond) // the kernel removes a loop device a little later
+	}
+}
+
+// End kills every process of every plugin that ran in dir, a keeper that was
+// left on purpose too. What waits for one of their devices fails then.
+func End(dir string) {
+	for _, p := range processes(dir) {
+		if p.plugin(dir) {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have gone with another
+		}
 	}
 }
 
