@@ -44,14 +44,7 @@ type convertResult struct {
 	Notes        []string `json:"notes"`
 }
 
-func (a *app) convertCommand(ctx context.Context) *cobra.Command {
-	var o convertOptions
-	var block, log sizeFlag
-	var list []string
-	cmd := &cobra.Command{
-		Use:   "convert SOURCE TARGET",
-		Short: "Copy a disk into another format",
-		Long: `Copy a disk: from a VHDX of any type, a raw file, a block device or standard
+const convertLong = `Copy a disk: from a VHDX of any type, a raw file, a block device or standard
 input (-), to a VHDX, a raw file, a block device or standard output (-). A
 differencing image is read through its chain, so the copy stands alone.
 
@@ -72,14 +65,25 @@ With --resume an interrupted copy can go on: it is kept as TARGET.partial, with
 a note of how far it is safe in TARGET.partial.json, and the same command goes
 on from there. The note names the source as it was; if that has changed since,
 the command refuses to mix two states and says what to remove. Pipes and block
-devices cannot tell whether they have changed and so cannot be resumed.`,
-		Example: `  vhdxctl convert disk.raw disk.vhdx
+devices cannot tell whether they have changed and so cannot be resumed.`
+
+const convertExample = `  vhdxctl convert disk.raw disk.vhdx
   vhdxctl convert -O raw disk.vhdx disk.img
   vhdxctl convert --fixed dynamic.vhdx fixed.vhdx
   vhdxctl convert -n disk.vhdx /dev/sdx
   vhdxctl convert --resume /mnt/nas/big.vhdx /data/big.vhdx
-  ssh host cat /dev/vg/lv | vhdxctl convert - lv.vhdx`,
-		Args: cobra.ExactArgs(2),
+  ssh host cat /dev/vg/lv | vhdxctl convert - lv.vhdx`
+
+func (a *app) convertCommand(ctx context.Context) *cobra.Command {
+	var o convertOptions
+	var block, log sizeFlag
+	var list []string
+	cmd := &cobra.Command{
+		Use:     "convert SOURCE TARGET",
+		Short:   "Copy a disk into another format",
+		Long:    convertLong,
+		Example: convertExample,
+		Args:    cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if block != 0 {
 				o.create.BlockSize = int64(block)
