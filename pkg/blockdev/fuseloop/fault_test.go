@@ -18,6 +18,7 @@ import (
 // descriptor, lock or goroutine, and the next one works.
 func TestFailedAttachLeavesNothing(t *testing.T) {
 	needRoot(t)
+	startPoller(t)
 	for _, noRing := range []bool{false, true} {
 		for _, step := range []string{
 			stepPreflight, stepOpenFuse, stepEngine, stepNegotiate, stepFsopen,
@@ -59,6 +60,16 @@ func failedAttach(t *testing.T, o Options) {
 		t.Fatalf("the next attach: %v", err)
 	}
 	if err := d.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startPoller has the Go runtime open the two descriptors that it keeps for ever
+// from the first file on that can be polled.
+func startPoller(t *testing.T) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err := errors.Join(err, r.Close(), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 }

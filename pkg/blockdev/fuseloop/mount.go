@@ -39,8 +39,8 @@ func (d *Device) startMaker(ctx context.Context, image blockdev.Image) (*maker, 
 	}
 	go func() {
 		_, m.err = d.a.run(ctx, d.tag, call)
-		close(m.ended)
 		_ = m.link.Close() // a child that is stuck keeps its end open
+		close(m.ended)
 	}()
 	// The descriptors may be closed only after the child has them.
 	select {

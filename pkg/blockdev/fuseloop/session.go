@@ -167,7 +167,11 @@ func answerInit(fd, depth int, maxIO uint32, msg []byte) (params, error) {
 		MaxWrite: p.maxIO, MaxPages: uint16(p.maxIO / page),
 	}.Put(out[w.SizeOutHeader:])
 	w.PutOutHeader(out, h.Unique, 0, n)
-	if _, err := unix.Write(fd, out); err != nil {
+	_, err = unix.Write(fd, out)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) { // its mount has gone meanwhile
+		return params{}, errGaveUp
+	}
+	if err != nil {
 		return params{}, fmt.Errorf("answer INIT: %w", err)
 	}
 	return p, nil
