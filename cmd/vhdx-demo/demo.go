@@ -116,7 +116,8 @@ func (d *demo) endPlugin(ctx context.Context) {
 		return
 	default:
 	}
-	if d.v != nil {
+	// The worker may just have been killed.
+	if d.v != nil && d.p.Await(ctx) == nil {
 		_ = errors.Join(d.v.Down(ctx), d.v.Delete(ctx)) // best effort: Clean finds what is left
 	}
 	if d.p.Stop(ctx) != nil {

@@ -42,7 +42,9 @@ func (d *demo) kill(ctx context.Context) (string, error) {
 		gap, err := d.killOnce(ctx, w, ended)
 		if err != nil {
 			close(stop)
-			return "", errors.Join(err, w.f.Close())
+			// It may be in a write that the next worker answers. Until then it
+			// keeps the filesystem busy.
+			return "", errors.Join(err, <-ended, w.f.Close())
 		}
 		longest = max(longest, gap)
 	}

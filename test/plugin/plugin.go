@@ -135,6 +135,12 @@ func (p *Process) ready(ctx context.Context) error {
 		return fmt.Errorf("connect to the plugin: %w", err)
 	}
 	p.conn = conn
+	return p.Await(ctx)
+}
+
+// Await waits until the plugin answers, also where its worker has just been
+// killed.
+func (p *Process) Await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	for {
