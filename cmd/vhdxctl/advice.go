@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -28,6 +29,11 @@ var advices = []struct {
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},
 	{blockdev.ErrBusy, "Unmount it, or close what has it open. It is still there, and served."},
+	{pool.ErrUnsafeShare, "Mount it with safe options, or, if nothing else uses the pool meanwhile, say --allow-unsafe."},
+	{pool.ErrNotAPool, "Give the directory that the driver has as its --pool; on a share, make sure that it is mounted."},
+	{pool.ErrConflict, "Choose another name: --name."},
+	{pool.ErrNoSpace, "If the driver promises more than there is, say so here too: --overcommit."},
+	{pool.ErrInUse, "Nothing was changed. Close it there first, then run this again."},
 	{vhdx.ErrParentRefused, "If the parent is rightly elsewhere, say where parents may be: --parents DIR."},
 	{vhdx.ErrParentMissing, "Put the parent where the image says it is, or say where parents may be: --parents DIR."},
 	{vhdx.ErrParentMismatch, "The parent has been written to since the child was made, or is another image. Restore it from a backup; nothing was changed."},

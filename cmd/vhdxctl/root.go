@@ -97,6 +97,7 @@ has lost space and nothing worse; compare: 1 different, 2 could not be compared.
 		a.mapCommand(ctx),
 		a.mergeCommand(ctx),
 		a.metadataCommand(),
+		a.poolCommand(ctx),
 		a.replayCommand(),
 		a.resizeCommand(),
 	)

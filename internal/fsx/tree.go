@@ -157,11 +157,15 @@ func (d *Dir) Sync() error {
 		return named("sync directory", d.path, err)
 	}
 	defer f.Close()
-	err = f.Sync()
+	return named("sync directory", d.path, syncDir(f))
+}
+
+func syncDir(f *os.File) error {
+	err := f.Sync()
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
-	return named("sync directory", d.path, err)
+	return err
 }
 
 // Open opens a regular file. A file is created only together with O_EXCL, so

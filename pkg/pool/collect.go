@@ -195,8 +195,9 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 }
 
 // removeUnborn removes the image of a creation that did not happen. It must be
-// locked by nobody, and incomplete or without any data: what holds data is
-// never removed because a record is missing (I-POOL-4).
+// locked by nobody, and incomplete, or without any data, or a file that was to be
+// imported and has its old name yet: what holds data is never removed because a
+// record is missing (I-POOL-4).
 func (p *Pool) removeUnborn(image string) error {
 	f, err := p.claimImage(image)
 	if f == nil || err != nil {
@@ -204,7 +205,11 @@ func (p *Pool) removeUnborn(image string) error {
 	}
 	defer f.Close()
 	name := imagePath(image)
-	if !dataless(f) {
+	kept, err := fsx.OtherNames(f)
+	if err != nil {
+		return err
+	}
+	if !kept && !dataless(f) {
 		return fmt.Errorf("image %s: %w: it belongs to an interrupted creation, but holds data; move it away", name, ErrDamaged)
 	}
 	return p.tree.Remove(name)

@@ -129,6 +129,7 @@ var scenarios = []scenario{
 		}),
 		done: expectVolume(func(v Volume) bool { return v.Use == UseFormatting && v.FSType == "ext4" }),
 	},
+	importScenario,
 }
 
 // The child of a crash test: it opens the pool, runs one scenario and exits

@@ -25,8 +25,8 @@
 //	I-POOL-4  Nothing that holds data is removed because something else is
 //	          missing or unreadable. An image is removed by the deletion of its
 //	          record, or when the account names it as that of a creation whose
-//	          record does not exist, nobody has it locked, and it is incomplete
-//	          or blank.
+//	          record does not exist, nobody has it locked, and it is incomplete,
+//	          blank, or has another name outside.
 //	I-POOL-5  Deletion has two phases. A record that says deleting is no volume
 //	          any more; its image goes before it does. Every step is durable
 //	          before the next and can be repeated by anybody.

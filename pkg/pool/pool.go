@@ -81,6 +81,21 @@ type marker struct {
 // ErrInvalid, ErrUnsafeShare, ErrNotAPool, ErrFormat, ErrDamaged.
 func Open(o Options) (*Pool, error) { return open(o, nil) }
 
+// NameOf is the name that the pool in dir was made with. ErrNotAPool, ErrFormat,
+// ErrDamaged.
+func NameOf(dir string) (string, error) {
+	tree, err := fsx.OpenTree(dir, dirTemp)
+	if err != nil {
+		return "", err
+	}
+	defer tree.Close()
+	m, err := (&Pool{tree: tree}).marker()
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("%s: %w: it has no %s", dir, ErrNotAPool, fileMarker)
+	}
+	return m.Name, err
+}
+
 func open(o Options, step func(op, path string) error) (*Pool, error) {
 	if err := o.check(); err != nil {
 		return nil, err
