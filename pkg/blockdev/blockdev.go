@@ -91,6 +91,8 @@ type Config struct {
 	Image Image
 	// QueueDepth is how many requests are served at once; 0: the backend's default.
 	QueueDepth int
+	// Count is told of each request that is answered. Nil: nobody wants to know.
+	Count *Counters
 	// Keep, if set, is called once, when the device is complete and before
 	// Attach returns, with what a successor of this process needs to serve it
 	// (see [Resumer]): opaque bytes, at most [MaxMeta], and descriptors, which

@@ -99,9 +99,7 @@ func (a *Attacher) Attach(ctx context.Context, c blockdev.Config) (blockdev.Devi
 	if err := check(c); err != nil {
 		return nil, wrap(err)
 	}
-	if c.QueueDepth == 0 {
-		c.QueueDepth = defaultDepth
-	}
+	c = filled(c)
 	tag := tagOf(c.ID)
 	if err := a.claim(tag); err != nil {
 		return nil, wrap(err)
@@ -130,6 +128,17 @@ func check(c blockdev.Config) error {
 		return fmt.Errorf("queue depth %d is not in 1 to 1024", c.QueueDepth)
 	}
 	return nil
+}
+
+// filled gives what is not said its default.
+func filled(c blockdev.Config) blockdev.Config {
+	if c.QueueDepth == 0 {
+		c.QueueDepth = defaultDepth
+	}
+	if c.Count == nil {
+		c.Count = new(blockdev.Counters)
+	}
+	return c
 }
 
 // reserve makes the caller the only one of this process that deals with tag.

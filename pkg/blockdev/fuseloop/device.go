@@ -67,7 +67,7 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 	}
 	deathpoint.Reach(deathpoint.AttachOpened)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
-	s.maxIO = int64(d.a.o.maxIO)
+	s.maxIO, s.count = int64(d.a.o.maxIO), c.Count
 	s.making.Store(true)
 	defer s.making.Store(false)
 	goOn, err := d.startServer(s)

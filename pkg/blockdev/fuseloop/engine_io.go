@@ -3,6 +3,7 @@ package fuseloop
 import (
 	"fmt"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -11,6 +12,7 @@ import (
 	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/uring"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 )
 
 // accept takes the message of n bytes in big buffer b.
@@ -43,6 +45,9 @@ func (e *engine) accept(b int32, n int) {
 	if class == classMeta {
 		e.answer(i)
 		return
+	}
+	if r.op == w.OpFsync {
+		r.began = time.Now()
 	}
 	e.seq++
 	r.seq = e.seq
@@ -136,6 +141,7 @@ func (e *engine) takeSlow() {
 func (e *engine) done(i int32) {
 	r := &e.reqs[i]
 	e.carried++
+	e.countDone(r)
 	e.answer(i)
 	if r.narrow {
 		e.narrow--
@@ -143,6 +149,22 @@ func (e *engine) done(i int32) {
 	if len(e.parked) > 0 {
 		e.unpark()
 	}
+}
+
+func (e *engine) countDone(r *request) {
+	kind := r.kind()
+	if kind == blockdev.Flush {
+		e.s.count.Flushed(time.Since(r.began))
+	}
+	if r.errno != 0 {
+		e.s.count.Failed(kind)
+		return
+	}
+	n := r.n
+	if kind == blockdev.Read {
+		n = r.got
+	}
+	e.s.count.Done(kind, n)
 }
 
 // answer queues the reply. The request's memory is free once it is submitted:

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"io"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 
 	w "github.com/csi-vhdx/csi-driver-vhdx/internal/fusewire"
 )
@@ -45,8 +47,9 @@ type request struct {
 	pin     uint32
 	fileOff int64
 	state   state
-	narrow  bool   // changes less than whole aligned units; I-FL-3
-	seq     uint64 // order of arrival
+	narrow  bool      // changes less than whole aligned units; I-FL-3
+	seq     uint64    // order of arrival
+	began   time.Time // of FSYNC: its arrival
 }
 
 type class uint8
@@ -60,6 +63,21 @@ const (
 
 // data is the memory of the request's payload.
 func (r *request) data() []byte { return r.buf[dataAt : dataAt+r.n] }
+
+// kind is what the request counts as.
+func (r *request) kind() blockdev.Kind {
+	switch {
+	case r.op == w.OpRead:
+		return blockdev.Read
+	case r.op == w.OpWrite:
+		return blockdev.Write
+	case r.op == w.OpFsync:
+		return blockdev.Flush
+	case r.mode&w.FallocPunchHole != 0:
+		return blockdev.Discard
+	}
+	return blockdev.Zero
+}
 
 // reply encodes the answer and returns the message to write to /dev/fuse.
 func (r *request) reply() []byte {

@@ -73,9 +73,7 @@ func (a *Attacher) Resume(ctx context.Context, c blockdev.Config, meta []byte, f
 		_ = own.Close()
 		return nil, wrap(err)
 	}
-	if c.QueueDepth == 0 {
-		c.QueueDepth = defaultDepth
-	}
+	c = filled(c)
 	tag := tagOf(c.ID)
 	if err := a.reserve(tag); err != nil {
 		_ = own.Close()
@@ -150,7 +148,7 @@ func (d *Device) resume(ctx context.Context, c blockdev.Config, k kept) error {
 	d.path = loopdev.Path(k.loop.Number)
 	deathpoint.Reach(deathpoint.ResumeTaken)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
-	s.maxIO = int64(k.maxIO)
+	s.maxIO, s.count = int64(k.maxIO), c.Count
 	goOn, err := d.startServer(s)
 	if err != nil {
 		return err

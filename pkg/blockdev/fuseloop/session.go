@@ -36,6 +36,7 @@ type session struct {
 	align    int64 // what I/O on imageFD must keep, at least 1
 	sector   int
 	readOnly bool
+	count    *blockdev.Counters
 	crashing func() // called when serving panics; see Options.Crashing
 	// making: the device is being made. LOOP_CONFIGURE syncs, and holds a lock
 	// meanwhile that every other attach on this machine waits for: it must not
@@ -48,6 +49,7 @@ func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 	s := &session{
 		fd: fd, name: name, depth: depth, maxIO: maxIO, image: image,
 		imageFD: -1, align: 1, sector: image.LogicalSectorSize(), readOnly: image.ReadOnly(),
+		count: new(blockdev.Counters),
 	}
 	if p, ok := image.(blockdev.Pinner); ok {
 		if imageFD, align := p.Descriptor(); imageFD >= 0 {
