@@ -23,13 +23,14 @@ import (
 //	64     .. 128 slots of what the worker works on
 //	24640  .. 128 marks of whom to suspect, written before the worker starts;
 //	          the supervisor may only clear their strikes later
+//	49216  .. what became of the workers before; see history.go
 //
 //	slot and mark: 0 state or strikes  4 length  8 id (128)
 type page []byte
 
 const (
 	pageMagic   = "vhdxsupv"
-	pageVersion = 1
+	pageVersion = 2
 	pageSize    = 64 << 10
 
 	offBeats    = 16
@@ -52,8 +53,9 @@ const (
 	slotAccused
 )
 
-// newPage makes a page for a worker that is told whom to suspect.
-func newPage(interval time.Duration, marks map[string]uint32) (page, *os.File, error) {
+// newPage makes a page for a worker that is told whom to suspect and what
+// became of those before it.
+func newPage(interval time.Duration, marks map[string]uint32, past History) (page, *os.File, error) {
 	fd, err := unix.MemfdCreate("vhdx-supervisor", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the worker's page: %w", err)
@@ -72,6 +74,7 @@ func newPage(interval time.Duration, marks map[string]uint32) (page, *os.File, e
 	copy(p, pageMagic)
 	binary.LittleEndian.PutUint32(p[8:], pageVersion)
 	binary.LittleEndian.PutUint64(p[offInterval:], uint64(interval))
+	p.putHistory(past)
 	i := 0
 	for id, strikes := range marks {
 		if i < slots {

@@ -36,7 +36,8 @@ type end struct {
 	cause  string
 	exited bool // with a code of its own
 	code   int
-	failed bool // by its own doing
+	failed bool          // by its own doing
+	silent time.Duration // it was killed for that; 0: for something else, or not
 }
 
 // selfExe stays right when the program's file has been replaced.
@@ -47,7 +48,7 @@ const firstExtra = 3
 
 // spawn starts a process on this thread.
 func (s *supervisor) spawn() (*worker, error) {
-	p, file, err := newPage(s.o.Heartbeat/8, s.strikes)
+	p, file, err := newPage(s.o.Heartbeat/8, s.strikes, s.past)
 	if err != nil {
 		return nil, err
 	}

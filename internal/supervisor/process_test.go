@@ -186,6 +186,10 @@ func (w *work) do(line string) string {
 	case "exists":
 		pid, _ := strconv.Atoi(arg)
 		return fmt.Sprint(unix.Kill(pid, 0))
+	case "history":
+		h := w.link.History()
+		age := sinceBoot() - h.At
+		return fmt.Sprintf("%v, %d, %v, %q, %v", h.Ends, h.Restarts(), h.Last, h.Cause, h.At > 0 && age > 0 && age < time.Hour)
 	case "env":
 		return os.Getenv(envName)
 	case "flusher":

@@ -132,6 +132,7 @@ type supervisor struct {
 	failures int       // in a row
 	failed   time.Time // the last of them
 	started  int       // workers so far
+	past     History   // of those that have been replaced
 
 	signals  chan os.Signal
 	children chan os.Signal   // SIGCHLD
@@ -287,7 +288,7 @@ func (s *supervisor) look() *end {
 	if silent := w.silence(); silent >= w.patience(s.o.Heartbeat) && !s.stopping {
 		w.kill()
 		e := killed(fmt.Sprintf("no heartbeat for %v", silent))
-		e.failed = true
+		e.failed, e.silent = true, silent
 		return e
 	}
 	return nil
@@ -333,6 +334,7 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 		}
 	}
 	r.Quarantined = s.quarantined()
+	s.remember(e)
 	s.o.OnRestart(r)
 	if r.Wait == 0 {
 		if err = s.start(); err == nil {
@@ -342,6 +344,28 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 	}
 	s.next = time.After(max(r.Wait, time.Millisecond))
 	return false, nil
+}
+
+// remember notes for the successors how a worker's turn ended.
+func (s *supervisor) remember(e *end) {
+	kind := Killed
+	switch {
+	case e.silent > 0:
+		kind = Hung
+	case e.failed:
+		kind = Failed
+	}
+	s.past.Ends[kind]++
+	s.past.Last, s.past.Cause, s.past.At = kind, e.cause, sinceBoot()-e.silent
+}
+
+// sinceBoot is the time that both sides of a page know.
+func sinceBoot() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }
 
 // asError is what Run returns when e ends it.

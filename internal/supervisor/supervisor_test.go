@@ -331,7 +331,7 @@ func TestNotSupervised(t *testing.T) {
 // link makes a worker's half without a process.
 func link(t *testing.T, marks map[string]uint32) *Link {
 	t.Helper()
-	p, f, err := newPage(time.Second, marks)
+	p, f, err := newPage(time.Second, marks, History{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -436,6 +436,7 @@ func FuzzPage(f *testing.F) {
 			p.strikes(id)
 		}
 		p.marked(func(int, string, uint32) {})
+		p.history()
 	})
 }
 

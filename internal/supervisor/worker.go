@@ -32,6 +32,7 @@ var (
 // does nothing and suspects nobody.
 type Link struct {
 	page     page
+	past     History
 	listener *os.File // nil: there is none
 
 	mu       sync.Mutex // guards all below, and the slots of page
@@ -64,7 +65,7 @@ func Worker() (*Link, error) {
 	if err = errors.Join(err, files[0].Close()); err != nil {
 		return nil, fmt.Errorf("connect to the supervisor: %w", err)
 	}
-	l := &Link{page: p, released: make(chan struct{})}
+	l := &Link{page: p, past: p.history(), released: make(chan struct{})}
 	if len(files) > 1 {
 		l.listener = files[1]
 	}

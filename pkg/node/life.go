@@ -130,7 +130,7 @@ func (m *Manager) keep(ctx context.Context, v *volume, device []byte, files []*o
 // keepConfig is how the device of v is attached: with a keeper so that it
 // outlives this process.
 func (m *Manager) keepConfig(ctx context.Context, v *volume) blockdev.Config {
-	c := blockdev.Config{ID: v.entry.Volume, Image: v.image}
+	c := blockdev.Config{ID: v.entry.Volume, Image: v.image, Count: v.count}
 	if m.cfg.Keeper != nil {
 		c.Keep = func(meta []byte, files ...*os.File) error {
 			return m.keep(context.WithoutCancel(ctx), v, meta, files)

@@ -56,7 +56,8 @@ type volume struct {
 	// waiting says why a device that an earlier process served has no server
 	// yet, lost why it never will.
 	waiting, lost error
-	size          int64 // of the device
+	size          int64              // of the device
+	count         *blockdev.Counters // of the device; nil: it never had one here
 	stats         statsCell
 }
 
@@ -107,6 +108,9 @@ func New(c Config) (*Manager, error) {
 	c.Deadlines = c.Deadlines.filled()
 	if c.Guard == nil {
 		c.Guard = noGuard{}
+	}
+	if c.Replayed == nil {
+		c.Replayed = func(vhdx.ReplayInfo) {}
 	}
 	m := &Manager{
 		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: deathpoint.Node, stopped: make(chan struct{}),

@@ -51,6 +51,9 @@ type Config struct {
 	Keeper Keeper
 	// Guard is told what could kill this process. Nil: nobody.
 	Guard Guard
+	// Replayed, if set, is told of each log that an open of an image replayed.
+	// It must not block.
+	Replayed func(vhdx.ReplayInfo)
 	// Deadlines of the helper processes; the zero value of each is its default.
 	Deadlines Deadlines
 }

@@ -47,7 +47,8 @@ func (m *Manager) openImage(ctx context.Context, id string, readOnly bool, j vhd
 		im, err := m.openGuarded(ctx, id, readOnly, j)
 		if err == nil {
 			if r := im.Info().Replay; r.Entries > 0 {
-				klog.FromContext(ctx).Info("Replayed the image's log", "volume", id, "entries", r.Entries, "pages", r.Pages)
+				klog.FromContext(ctx).Info("Replayed the image's log", "volume", id, "entries", r.Entries, "pages", r.Pages, "took", r.Took)
+				m.cfg.Replayed(r)
 			}
 			return im, nil
 		}

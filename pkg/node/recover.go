@@ -41,6 +41,7 @@ func (m *Manager) Recover(ctx context.Context) ([]Recovered, error) {
 		m.volumes[e.Volume] = v
 		if m.resumable(e) {
 			m.busy[e.Volume] = true
+			v.waiting = errResuming
 			resumes = append(resumes, &resumption{v: v, done: make(chan struct{})})
 		} else {
 			down = append(down, v)
@@ -64,6 +65,9 @@ func (m *Manager) Recover(ctx context.Context) ([]Recovered, error) {
 	m.change(func() { m.ready = true })
 	return results, nil
 }
+
+// errResuming: nothing is known yet.
+var errResuming = errors.New("it is being resumed")
 
 // resumption is the resuming of one volume.
 type resumption struct {

@@ -53,27 +53,28 @@ func (m *Manager) resume(ctx context.Context, v *volume) error {
 		return errors.Join(takenOver(err, m.cfg.NodeID), k.close())
 	}
 	m.step("reopened")
-	dev, err := m.takeDevice(ctx, e, im, k)
+	count := new(blockdev.Counters)
+	dev, err := m.takeDevice(ctx, e, im, count, k)
 	if err != nil {
 		return errors.Join(err, im.Close(), k.close())
 	}
 	m.step("resumed")
 	m.change(func() {
-		v.image, v.dev, v.life, v.size = im, dev, k.life, im.Size()
+		v.image, v.dev, v.life, v.size, v.count = im, dev, k.life, im.Size(), count
 		v.staged, v.waiting = true, nil
 	})
 	return nil
 }
 
 // takeDevice serves the entry's device with the image.
-func (m *Manager) takeDevice(ctx context.Context, e entry, im image, k *kept) (blockdev.Device, error) {
+func (m *Manager) takeDevice(ctx context.Context, e entry, im image, count *blockdev.Counters, k *kept) (blockdev.Device, error) {
 	if k.meta.FileWriteGUID != "" && im.Info().FileWriteGUID != k.meta.FileWriteGUID {
 		return nil, fmt.Errorf("FileWriteGuid is %s, was %s: %w", im.Info().FileWriteGUID, k.meta.FileWriteGUID, vhdx.ErrTakenOver)
 	}
 	resumer := m.cfg.Attacher.(blockdev.Resumer)
 	files := k.files
 	k.files = nil // the backend's from now on
-	dev, err := resumer.Resume(m.tools.hold(ctx), blockdev.Config{ID: e.Volume, Image: im}, k.meta.Device, files)
+	dev, err := resumer.Resume(m.tools.hold(ctx), blockdev.Config{ID: e.Volume, Image: im, Count: count}, k.meta.Device, files)
 	if err != nil {
 		return nil, err
 	}

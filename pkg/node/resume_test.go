@@ -207,6 +207,7 @@ func TestResumeWaits(t *testing.T) {
 		t.Fatalf("recovered %+v, %v", got, err)
 	}
 	wantErr(t, got[0].Err, syscall.EIO)
+	r.wantState(StateWaiting, syscall.EIO)
 	for _, c := range []string{"stage", "publish", "unpublish", "unstage"} {
 		err := r.call(m, c, "ext4")
 		wantErr(t, err, ErrUnserved)
@@ -248,6 +249,7 @@ func TestResumeQuarantined(t *testing.T) {
 		t.Fatalf("recovered %+v", got)
 	}
 	wantErr(t, got[0].Err, ErrQuarantined)
+	r.wantState(StateQuarantined, ErrQuarantined)
 	wantErr(t, r.call(r.m, "unpublish", "ext4"), ErrQuarantined)
 	end, err := r.m.begin(r.id)
 	if err != nil {

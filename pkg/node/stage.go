@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -168,6 +169,7 @@ func (m *Manager) useRaw(ctx context.Context, v *volume, rec pool.Volume) error 
 }
 
 func (m *Manager) attach(ctx context.Context, v *volume) error {
+	m.change(func() { v.count = new(blockdev.Counters) })
 	dev, err := m.cfg.Attacher.Attach(m.tools.hold(ctx), m.keepConfig(ctx, v))
 	if err != nil {
 		return fmt.Errorf("attach device: %w", err)

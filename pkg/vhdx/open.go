@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/bits"
 	"os"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
@@ -119,7 +120,10 @@ func (im *Image) openLog() error {
 	case im.opts.ReadOnly:
 		return im.overlay()
 	}
-	return im.replay()
+	began := time.Now()
+	err := im.replay()
+	im.replayed.Took = time.Since(began)
+	return err
 }
 
 // regions is what the region table says.

@@ -1,5 +1,7 @@
 package vhdx
 
+import "time"
+
 // OpenOptions says how to open an image. The zero value opens it writable and
 // replays its log.
 type OpenOptions struct {
@@ -109,4 +111,6 @@ type ReplayInfo struct {
 	Entries int
 	Pages   int   // data descriptors applied
 	Zeroed  int64 // bytes of zero descriptors
+	// Took is how long an open that wrote it to the file took for that.
+	Took time.Duration `json:"-"`
 }
