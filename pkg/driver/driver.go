@@ -8,6 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
+
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
@@ -80,9 +83,23 @@ type Config struct {
 	Version    string
 	Controller *Controller
 	Node       *NodeService
+	// Observe, if set, is told of each call that has been answered, with the
+	// call's own context. It must not block.
+	Observe func(ctx context.Context, c Call)
+	// Stats, if set, is given to the gRPC server: it sees every call begin and end.
+	Stats stats.Handler
 	// WorkTimeout is when work that outlived its caller is told to give up.
 	// 0: 30 minutes.
 	WorkTimeout time.Duration
+}
+
+// Call is one that has been answered.
+type Call struct {
+	Method string // without its service: "NodeStageVolume"
+	Volume string // the id or the name it is about; "": none
+	Code   codes.Code
+	Err    error // before it became a code; nil: none
+	Took   time.Duration
 }
 
 // defaultWorkTimeout is far above any deadline of Kubernetes: a replay, a

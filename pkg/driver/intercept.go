@@ -28,22 +28,25 @@ const (
 	vRequests = 5
 )
 
-// intercept surrounds every call: limits, panics, codes, the log line.
-func intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
-	method := path.Base(info.FullMethod)
-	log := klog.FromContext(ctx).WithValues("method", method)
-	if v := volumeOf(req); v != "" {
-		log = log.WithValues("volume", v)
+// intercept surrounds every call: limits, panics, codes, the log line,
+// whoever observes.
+func intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler, observe func(context.Context, Call)) (any, error) {
+	call := Call{Method: path.Base(info.FullMethod), Volume: volumeOf(req)}
+	log := klog.FromContext(ctx).WithValues("method", call.Method)
+	if call.Volume != "" {
+		log = log.WithValues("volume", call.Volume)
 	}
 	ctx = klog.NewContext(ctx, log)
 	log.V(vRequests).Info("Request", "request", loggable{req})
 
 	start := time.Now()
 	resp, err := handle(ctx, req, h)
-	if err != nil {
-		resp, err = nil, toStatus(method, err)
+	if call.Err = err; err != nil {
+		resp, err = nil, toStatus(call.Method, err)
 	}
-	logCall(log, method, time.Since(start), err)
+	call.Took, call.Code = time.Since(start), status.Code(err)
+	logCall(log, call.Method, call.Took, err)
+	observe(ctx, call)
 	return resp, err
 }
 

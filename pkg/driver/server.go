@@ -27,12 +27,20 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		return nil, fmt.Errorf("set up the CSI services: %w", err)
 	}
 	log := klog.FromContext(ctx)
+	if c.Observe == nil {
+		c.Observe = func(context.Context, Call) {}
+	}
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			return intercept(klog.NewContext(ctx, log), req, info, h, c.Observe)
+		}),
+	}
+	if c.Stats != nil {
+		options = append(options, grpc.StatsHandler(c.Stats))
+	}
 	s := &Server{
-		grpc: grpc.NewServer(
-			grpc.MaxRecvMsgSize(maxMessage),
-			grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
-				return intercept(klog.NewContext(ctx, log), req, info, h)
-			})),
+		grpc:   grpc.NewServer(options...),
 		health: health.NewServer(),
 		work:   newInflight(cmp.Or(c.WorkTimeout, defaultWorkTimeout)),
 	}

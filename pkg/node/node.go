@@ -115,6 +115,9 @@ const (
 	OutcomeSetAside Outcome = "set aside" // no readable entry; moved out of the way
 )
 
+// Outcomes are all of them.
+var Outcomes = []Outcome{OutcomeDropped, OutcomeTornDown, OutcomeKept, OutcomeResumed, OutcomeWaiting, OutcomeSetAside}
+
 // Recovered is what [Manager.Recover] did with one journal entry.
 type Recovered struct {
 	VolumeID string // "" where the entry could not be read
