@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -27,6 +28,9 @@ type options struct {
 	keeperGiven     bool // the keeper is somebody else's to start
 	maxVolumes      int64
 	memoryLimit     string
+	metricsAddress  string
+	otlpEndpoint    string
+	events          string
 	hangTimeout     time.Duration
 	workTimeout     time.Duration
 	shutdownTimeout time.Duration
@@ -37,6 +41,13 @@ const (
 	modeAll        = "all"
 	modeController = "controller"
 	modeNode       = "node"
+)
+
+// The values of --events.
+const (
+	eventsAuto = "auto"
+	eventsOn   = "on"
+	eventsOff  = "off"
 )
 
 // minHangTimeout leaves a worker on a busy machine the time to beat.
@@ -121,6 +132,9 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.keeperSocket, "keeper-socket", "", keeperUsage+". By default the plugin starts one itself, at STATE-DIR/"+keeperSocketName)
 	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler; 0 is no limit")
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")
+	fs.StringVar(&o.metricsAddress, "metrics-address", "", "address to serve Prometheus metrics on, at /metrics, such as :9809; by default nowhere")
+	fs.StringVar(&o.otlpEndpoint, "otlp-endpoint", "", "OpenTelemetry collector that gets a span of each call, by OTLP over gRPC, such as http://collector:4317 (https: with TLS). By default none, unless the variable OTEL_EXPORTER_OTLP_ENDPOINT names one")
+	fs.StringVar(&o.events, "events", eventsAuto, "write Kubernetes Events of what an operator must know: auto (in a pod), on or off")
 	fs.DurationVar(&o.hangTimeout, "hang-timeout", 10*time.Second, "how long the worker may show no sign of life before it is killed and replaced, which costs its volumes a pause")
 	fs.DurationVar(&o.workTimeout, "work-timeout", 30*time.Minute, "when an operation that outlives its caller is told to give up")
 	fs.DurationVar(&o.shutdownTimeout, "shutdown-timeout", 25*time.Second, "how long calls under way and the last flush may take after SIGTERM")
@@ -152,6 +166,9 @@ func (o *options) check() error {
 	if !filepath.IsAbs(o.keeperSocket) {
 		return fmt.Errorf("--keeper-socket=%s: give an absolute path", o.keeperSocket)
 	}
+	if err := o.checkObservers(); err != nil {
+		return err
+	}
 	if o.maxVolumes < 0 {
 		return fmt.Errorf("--max-volumes=%d: give 0 or more", o.maxVolumes)
 	}
@@ -167,6 +184,24 @@ func (o *options) check() error {
 			return fmt.Errorf("--node-id is not given and the host name is not known: %w", err)
 		}
 		o.nodeID = cmp.Or(host, "localhost")
+	}
+	return nil
+}
+
+// checkObservers checks where the plugin tells what it does.
+func (o *options) checkObservers() error {
+	switch o.events {
+	case eventsAuto, eventsOn, eventsOff:
+	default:
+		return fmt.Errorf("--events=%s: there is auto, on and off", o.events)
+	}
+	if o.metricsAddress != "" {
+		if _, port, err := net.SplitHostPort(o.metricsAddress); err != nil || port == "" {
+			return fmt.Errorf("--metrics-address=%s: give host:port, or :port for all addresses of this host", o.metricsAddress)
+		}
+	}
+	if o.otlpEndpoint != "" {
+		return checkOTLP(o.otlpEndpoint)
 	}
 	return nil
 }

@@ -135,14 +135,16 @@ func showKeeper(cmd *cobra.Command, c *keeper.Client) error {
 
 // dialKeeper connects a worker to the keeper. From then on the keeper does
 // nothing any more that an earlier worker of this node has asked for.
-func (o *options) dialKeeper(ctx context.Context) (*keeper.Client, error) {
+func (o *options) dialKeeper(ctx context.Context, ob *observer) (*keeper.Client, error) {
 	log := klog.FromContext(ctx)
 	c, err := keeper.Dialer{
 		Socket: o.keeperSocket, Build: version, Owner: "node " + o.stateDir,
 		Lost: func(err error) {
+			ob.keeperLost(err)
 			log.Error(err, "The keeper has gone: until there is one again, the death of this process costs its devices")
 		},
 		Restored: func(items int, err error) {
+			ob.keeperRestored(items, err)
 			if err != nil {
 				log.Error(err, "A new keeper does not hold everything", "volumes", items)
 				return
@@ -153,5 +155,6 @@ func (o *options) dialKeeper(ctx context.Context) (*keeper.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the keeper: %w", err)
 	}
+	ob.metrics.Keeper(true)
 	return c, nil
 }

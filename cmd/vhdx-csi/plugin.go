@@ -29,19 +29,26 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, set.Close()) }()
+	ob, err := o.observe(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { ob.end() }()
+	ob.watchPools(ctx, o, set)
 
-	c := driver.Config{Version: version, WorkTimeout: o.workTimeout}
+	c := driver.Config{Version: version, WorkTimeout: o.workTimeout, Observe: ob.call, Stats: ob.traces}
 	if o.controller() {
 		c.Controller = &driver.Controller{Volumes: set, Attachments: set, Pools: pools}
 		defer collect(ctx, set)()
 	}
 	var m *node.Manager
 	if o.node() {
-		if m, err = o.startNode(ctx, set, h); err != nil {
+		if m, err = o.startNode(ctx, set, h, ob); err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
 	}
+	ob.run(ctx, o, m)
 	serveErr := o.serve(ctx, c, h.link)
 	if m == nil {
 		return serveErr
@@ -85,17 +92,17 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 
 // startNode makes the node manager, settles what an earlier process left, and
 // tells the pools about this node.
-func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart) (*node.Manager, error) {
+func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *observer) (*node.Manager, error) {
 	attacher, err := o.newAttacher(klog.FromContext(ctx), h.link)
 	if err != nil {
 		return nil, err
 	}
 	c := node.Config{
 		NodeID: o.nodeID, StateDir: o.nodeStateDir(), StateLocked: h.link != nil,
-		Volumes: set, Attacher: attacher, Guard: h.link,
+		Volumes: set, Attacher: attacher, Guard: h.link, Replayed: ob.metrics.Replayed,
 	}
 	if h.link != nil || o.keeperGiven {
-		k, err := o.dialKeeper(ctx)
+		k, err := o.dialKeeper(ctx, ob)
 		if err != nil {
 			return nil, err
 		}
@@ -106,9 +113,13 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart) (*node
 		return nil, fmt.Errorf("start the node service: %w", err)
 	}
 	h.beatsFor(m)
-	if _, err := m.Recover(ctx); err != nil { // it logs what it finds
+	ob.metrics.Node(m.Volumes)
+	began := supervisor.SinceBoot()
+	recovered, err := m.Recover(ctx) // it logs what it finds
+	if err != nil {
 		return nil, fmt.Errorf("settle what an earlier process left: %w", err)
 	}
+	ob.started(h.link.History(), began, recovered)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("read the boot id: %w", err)

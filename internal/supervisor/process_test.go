@@ -188,7 +188,7 @@ func (w *work) do(line string) string {
 		return fmt.Sprint(unix.Kill(pid, 0))
 	case "history":
 		h := w.link.History()
-		age := sinceBoot() - h.At
+		age := SinceBoot() - h.At
 		return fmt.Sprintf("%v, %d, %v, %q, %v", h.Ends, h.Restarts(), h.Last, h.Cause, h.At > 0 && age > 0 && age < time.Hour)
 	case "env":
 		return os.Getenv(envName)

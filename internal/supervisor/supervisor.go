@@ -356,11 +356,11 @@ func (s *supervisor) remember(e *end) {
 		kind = Failed
 	}
 	s.past.Ends[kind]++
-	s.past.Last, s.past.Cause, s.past.At = kind, e.cause, sinceBoot()-e.silent
+	s.past.Last, s.past.Cause, s.past.At = kind, e.cause, SinceBoot()-e.silent
 }
 
-// sinceBoot is the time that both sides of a page know.
-func sinceBoot() time.Duration {
+// SinceBoot is the time that both sides of a page know.
+func SinceBoot() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
 		return 0
