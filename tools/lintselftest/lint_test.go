@@ -24,6 +24,7 @@ var places = map[string]string{
 	"backend":    "pkg/blockdev/fuseloop",
 	"blockdev":   "pkg/blockdev",
 	"cli":        "cmd/vhdxctl",
+	"clientgo":   "pkg/events",
 	"csi":        "pkg/node",
 	"driver":     "pkg/driver",
 	"internal":   "internal/uring",
@@ -31,9 +32,11 @@ var places = map[string]string{
 	"klog":       "pkg/vhdx",
 	"lease":      "pkg/pool/lease",
 	"node":       "pkg/node",
+	"observers":  "pkg/node",
 	"ondisk":     "pkg/vhdx/internal/ondisk",
 	"pool":       "pkg/pool",
 	"prometheus": "pkg/driver",
+	"telemetry":  "pkg/driver",
 	"testing":    "pkg/pool",
 	"testkits":   "pkg/pool",
 	"tools":      "tools/testrun",
@@ -42,7 +45,9 @@ var places = map[string]string{
 
 // Imports that architecture and rules allow, by importing directory.
 var allowed = map[string][]string{
-	"cmd/vhdx-csi":             {module + "/pkg/driver", module + "/pkg/node", module + "/pkg/blockdev/fuseloop", "google.golang.org/grpc", "k8s.io/klog/v2"},
+	"cmd/vhdx-csi":             {module + "/pkg/driver", module + "/pkg/node", module + "/pkg/blockdev/fuseloop", module + "/pkg/metrics", module + "/pkg/events", "google.golang.org/grpc", "go.opentelemetry.io/otel", "k8s.io/klog/v2"},
+	"pkg/events":               {module + "/pkg/node", module + "/pkg/pool", module + "/internal/kubeapi"},
+	"pkg/metrics":              {module + "/pkg/node", module + "/pkg/pool", module + "/pkg/blockdev", "github.com/prometheus/client_golang/prometheus"},
 	"cmd/vhdxctl":              {module + "/pkg/vhdx", module + "/pkg/pool", module + "/pkg/blockdev/fuseloop"},
 	"pkg/driver":               {module + "/pkg/node", module + "/pkg/pool", "github.com/container-storage-interface/spec/lib/go/csi", "google.golang.org/grpc", "k8s.io/klog/v2"},
 	"pkg/node":                 {module + "/pkg/pool", module + "/pkg/vhdx", module + "/pkg/blockdev", "k8s.io/mount-utils", "k8s.io/klog/v2"},
