@@ -86,6 +86,10 @@ func TestUsage(t *testing.T) {
 		{"relative state", []string{"--state-dir=x"}, "absolute"},
 		{"volumes", []string{"--max-volumes=-1"}, "0 or more"},
 		{"timeout", []string{"--work-timeout=0s"}, "more than 0"},
+		{"metrics", []string{"--metrics-address=9809"}, "give host:port"},
+		{"traces", []string{"--otlp-endpoint=collector:4317"}, "give http://host:port"},
+		{"events", []string{"--events=maybe"}, "auto, on and off"},
+		{"observed", []string{"--metrics-address=:9809", "--otlp-endpoint=https://c:4317", "--events=off"}, ""},
 		{"hang", []string{"--hang-timeout=10ms"}, "busy machine"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -121,7 +121,7 @@ const maxAttribute = 128
 
 // call is told of each call that has been answered.
 func (ob *observer) call(ctx context.Context, c driver.Call) {
-	ob.metrics.Call(c.Method, c.Code.String(), c.Took)
+	ob.metrics.Call(c.Method, c.Code, c.Took)
 	if span := trace.SpanFromContext(ctx); span.IsRecording() {
 		span.SetAttributes(attribute.String("csi.volume", c.Volume[:min(len(c.Volume), maxAttribute)]))
 	}

@@ -113,7 +113,7 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *ob
 		return nil, fmt.Errorf("start the node service: %w", err)
 	}
 	h.beatsFor(m)
-	ob.metrics.Node(m.Volumes)
+	ob.metrics.Node(m.Volumes, h.link.Tally)
 	began := supervisor.SinceBoot()
 	recovered, err := m.Recover(ctx) // it logs what it finds
 	if err != nil {

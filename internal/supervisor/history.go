@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // Kind is how a worker's turn ended.
@@ -83,4 +85,24 @@ func (l *Link) History() History {
 		return History{}
 	}
 	return l.past
+}
+
+// Tallies is how many counters a worker may leave to its successors.
+const Tallies = 4
+
+// offTallies is their place in a page: each 8 bytes, set to what the last worker
+// left before the next one starts, which alone adds to them.
+const offTallies = (offHistory + historyCause + 4 + maxCause + 7) &^ 7
+
+func (p page) tally(i int) *atomic.Uint64 {
+	return (*atomic.Uint64)(unsafe.Pointer(&p[offTallies+8*i]))
+}
+
+// Tally is a counter that goes on over the deaths of workers, from 0 to
+// [Tallies]. Without a supervisor it begins with the process.
+func (l *Link) Tally(i int) *atomic.Uint64 {
+	if l == nil {
+		return new(atomic.Uint64)
+	}
+	return l.page.tally(i)
 }

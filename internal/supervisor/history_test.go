@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,27 @@ func TestWorkersKnowTheirPredecessors(t *testing.T) {
 		if got := v.ask("history"); !strings.HasPrefix(got, c.want) {
 			t.Fatalf("after %q: %s, want %s", c.how, got, c.want)
 		}
+	}
+}
+
+// What a worker counts goes on with its successor.
+func TestTallies(t *testing.T) {
+	v := start(t, setup{})
+	for i := range 3 {
+		for k := range 2 {
+			if got, want := v.ask("count"), fmt.Sprint(2*i+k+1); got != want {
+				t.Fatalf("worker %d counts %s, want %s", i+1, got, want)
+			}
+		}
+		v.ask("kill")
+		v.restart()
+	}
+	var l *Link
+	if n := l.Tally(0).Add(1); n != 1 {
+		t.Fatal(n)
+	}
+	if end := offTallies + 8*Tallies; end > pageSize || offTallies%8 != 0 {
+		t.Fatalf("the tallies lie from %d to %d of %d", offTallies, end, pageSize)
 	}
 }
 

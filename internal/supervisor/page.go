@@ -23,7 +23,7 @@ import (
 //	64     .. 128 slots of what the worker works on
 //	24640  .. 128 marks of whom to suspect, written before the worker starts;
 //	          the supervisor may only clear their strikes later
-//	49216  .. what became of the workers before; see history.go
+//	49216  .. what became of the workers before, and what they have counted; see history.go
 //
 //	slot and mark: 0 state or strikes  4 length  8 id (128)
 type page []byte

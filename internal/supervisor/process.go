@@ -53,6 +53,9 @@ func (s *supervisor) spawn() (*worker, error) {
 		return nil, err
 	}
 	defer file.Close()
+	for i, n := range s.tallies {
+		p.tally(i).Store(n)
+	}
 	cmd := exec.Command(s.o.Command[0], s.o.Command[1:]...)
 	if cmd.Path == selfExe {
 		cmd.Args[0] = os.Args[0] // what an operator looks for in a list of processes

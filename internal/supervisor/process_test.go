@@ -190,6 +190,8 @@ func (w *work) do(line string) string {
 		h := w.link.History()
 		age := SinceBoot() - h.At
 		return fmt.Sprintf("%v, %d, %v, %q, %v", h.Ends, h.Restarts(), h.Last, h.Cause, h.At > 0 && age > 0 && age < time.Hour)
+	case "count":
+		return fmt.Sprint(w.link.Tally(Tallies - 1).Add(1))
 	case "env":
 		return os.Getenv(envName)
 	case "flusher":

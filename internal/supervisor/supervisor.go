@@ -133,6 +133,7 @@ type supervisor struct {
 	failed   time.Time // the last of them
 	started  int       // workers so far
 	past     History   // of those that have been replaced
+	tallies  [Tallies]uint64
 
 	signals  chan os.Signal
 	children chan os.Signal   // SIGCHLD
@@ -300,6 +301,9 @@ func (s *supervisor) replace(e *end) (done bool, err error) {
 	s.worker = nil
 	culprits := w.page.culprits()
 	ready := w.page.ready()
+	for i := range s.tallies {
+		s.tallies[i] = w.page.tally(i).Load()
+	}
 	w.page.close()
 	if !w.gone {
 		w.left = time.Now()

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
@@ -97,8 +96,8 @@ type Config struct {
 type Call struct {
 	Method string // without its service: "NodeStageVolume"
 	Volume string // the id or the name it is about; "": none
-	Code   codes.Code
-	Err    error // before it became a code; nil: none
+	Code   string // of gRPC: "OK", "NotFound", ...
+	Err    error  // before it became a code; nil: none
 	Took   time.Duration
 }
 

@@ -44,7 +44,7 @@ func intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.
 	if call.Err = err; err != nil {
 		resp, err = nil, toStatus(call.Method, err)
 	}
-	call.Took, call.Code = time.Since(start), status.Code(err)
+	call.Took, call.Code = time.Since(start), status.Code(err).String()
 	logCall(log, call.Method, call.Took, err)
 	observe(ctx, call)
 	return resp, err

@@ -16,5 +16,5 @@
 //
 // Every counter begins at zero with the process, so also when the supervisor
 // replaces the worker; rate() and increase() see that. Only the worker's restarts
-// are counted over its death.
+// and the replays of logs are counted over its death.
 package metrics

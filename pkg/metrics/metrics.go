@@ -23,16 +23,14 @@ type Process struct {
 type Metrics struct {
 	registry *prometheus.Registry
 	rpcs     *prometheus.HistogramVec
-	replays  prometheus.Observer
-	entries  prometheus.Counter
+	replays  [3]*atomic.Uint64 // how many, ns, entries; see Node
 	events   *prometheus.CounterVec
 	keeper   atomic.Bool
 }
 
 // Buckets from what a call takes from memory to what kubelet's patience is.
 var (
-	rpcBuckets    = []float64{0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120}
-	replayBuckets = []float64{0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120}
+	rpcBuckets = []float64{0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120}
 )
 
 // New makes the metrics that every process has.
@@ -113,18 +111,24 @@ type Worker struct {
 	Recovered []node.Recovered
 }
 
-// Node adds what only the node service has. list must wait for nothing.
-func (m *Metrics) Node(list func() []node.Status) {
-	replays := replay.histogram(replayBuckets)
-	entries := replayed.counter()
-	m.replays, m.entries = replays.WithLabelValues(), entries.WithLabelValues()
-	m.registry.MustRegister(replays, entries, newVolumes(list), collector(func(out chan<- prometheus.Metric) {
+// Node adds what only the node service has. list must wait for nothing. A
+// worker replays logs before anybody has scraped it, so that these are counted in
+// tallies that outlive it: rate() would not see a second worker's one replay
+// after a first one's.
+func (m *Metrics) Node(list func() []node.Status, tally func(i int) *atomic.Uint64) {
+	for i := range m.replays {
+		m.replays[i] = tally(i)
+	}
+	m.registry.MustRegister(newVolumes(list), collector(func(out chan<- prometheus.Metric) {
 		up := 0.0
 		if m.keeper.Load() {
 			up = 1
 		}
 		out <- keeperUp.one(up)
-	}, keeperUp))
+		out <- replays.one(float64(m.replays[0].Load()))
+		out <- replaySeconds.one(time.Duration(m.replays[1].Load()).Seconds())
+		out <- replayEntries.one(float64(m.replays[2].Load()))
+	}, keeperUp, replays, replaySeconds, replayEntries))
 }
 
 // Worker adds how this worker came into being. Once, after the devices of the
@@ -150,8 +154,9 @@ func (m *Metrics) Worker(w Worker) {
 
 // Replayed counts a replay of a log. Node comes first.
 func (m *Metrics) Replayed(r vhdx.ReplayInfo) {
-	m.replays.Observe(r.Took.Seconds())
-	m.entries.Add(float64(r.Entries))
+	m.replays[0].Add(1)
+	m.replays[1].Add(uint64(max(r.Took, 0)))
+	m.replays[2].Add(uint64(max(r.Entries, 0)))
 }
 
 // Keeper notes whether there is one.

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ import (
 func whole(list func() []node.Status) *Metrics {
 	m := New(Process{Version: "v1", Mode: "all"})
 	m.Call("Probe", "OK", time.Millisecond)
-	m.Node(list)
+	m.Node(list, tallies)
 	m.Worker(Worker{})
 	m.Pools(true, func() []pool.Figures {
 		return []pool.Figures{{Pool: "p", At: time.Unix(1, 0), Census: pool.Census{At: time.Unix(1, 0)}}}
@@ -38,6 +39,8 @@ func whole(list func() []node.Status) *Metrics {
 }
 
 func none() []node.Status { return nil }
+
+func tallies(int) *atomic.Uint64 { return new(atomic.Uint64) }
 
 // Every metric of All is on /metrics with its kind, its help and its labels, and
 // no other one but the runtime's and the process's.
@@ -87,7 +90,7 @@ func TestValues(t *testing.T) {
 	m := New(Process{Version: "v1", Mode: "all"})
 	m.Node(func() []node.Status {
 		return []node.Status{{VolumeID: "a", State: node.StateServing, Count: c}, {VolumeID: "b", State: node.StateQuarantined}}
-	})
+	}, tallies)
 	m.Worker(Worker{
 		Past: supervisor.History{Ends: [supervisor.Kinds]uint64{supervisor.Killed: 2, supervisor.Hung: 1}}, Gap: 1500 * time.Millisecond,
 		Recovered: []node.Recovered{{Outcome: node.OutcomeResumed}, {Outcome: node.OutcomeResumed}, {Outcome: node.OutcomeWaiting}},
@@ -134,8 +137,8 @@ func TestValues(t *testing.T) {
 		`vhdx_csi_pool_logical_bytes{pool="fast"} 60`,
 		`vhdx_csi_pool_allocated_bytes{pool="fast"} 30`,
 		`vhdx_csi_pool_seen_timestamp_seconds{pool="fast"} 1000`,
-		`vhdx_csi_log_replay_duration_seconds_sum 2`,
-		`vhdx_csi_log_replay_duration_seconds_count 1`,
+		`vhdx_csi_log_replays_total 1`,
+		`vhdx_csi_log_replay_seconds_total 2`,
 		`vhdx_csi_log_replayed_entries_total 5`,
 		`vhdx_csi_keeper_up 1`,
 		`vhdx_csi_kubernetes_events_total{outcome="dropped"} 1`,
@@ -223,7 +226,7 @@ const seriesEach = 33
 func TestCardinality(t *testing.T) {
 	var all []node.Status
 	m := New(Process{})
-	m.Node(func() []node.Status { return all })
+	m.Node(func() []node.Status { return all }, tallies)
 	base, _ := count(t, m.registry, "", "")
 	add := func(i int) node.Status {
 		c := &blockdev.Counters{}

@@ -87,9 +87,10 @@ var (
 	flush = metric("node", "volume_flush_duration_seconds", Histogram, "How long a volume's flushes took, from their arrival to their answer.",
 		"Rising: the share's sync got slower, or more volumes flush at once.", "volume")
 	unnamed = metric("node", "volumes_unnamed", Gauge, fmt.Sprintf("Served volumes that share the label volume=%q, since there are more than %d.", Others, MaxVolumes), "")
-	replay  = metric("node", "log_replay_duration_seconds", Histogram, "How long replays of images' logs took. Its count is the number of replays.",
+	replays = metric("node", "log_replays_total", Counter, "Replays of images' logs, counted over the deaths of workers.",
 		"A replay follows the death of a worker, of the node or of its power, and never an orderly end.")
-	replayed = metric("node", "log_replayed_entries_total", Counter, "Log entries that were replayed.", "")
+	replaySeconds = metric("node", "log_replay_seconds_total", Counter, "How long these replays took, together.", "")
+	replayEntries = metric("node", "log_replayed_entries_total", Counter, "Log entries that they replayed.", "")
 )
 
 // Of a node's processes.

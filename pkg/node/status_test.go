@@ -78,7 +78,7 @@ func TestStates(t *testing.T) {
 	cause := errors.New("made by the test")
 	running, gone := &fakeDevice{done: make(chan struct{})}, &fakeDevice{done: make(chan struct{}), err: cause}
 	close(gone.done)
-	for _, test := range []struct {
+	for _, test := range []*struct {
 		name string
 		v    volume
 		busy bool
