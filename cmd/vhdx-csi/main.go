@@ -32,7 +32,7 @@ func main() {
 	cmd := command(start)
 	worker := command(work)
 	worker.Use, worker.Hidden = workerName+" [flags]", true
-	cmd.AddCommand(worker, keeperCommand())
+	cmd.AddCommand(worker, keeperCommand(), prestopCommand())
 	err := cmd.ExecuteContext(klog.NewContext(context.Background(), klog.Background()))
 	if err != nil && !errors.Is(err, errUsage) {
 		klog.Background().Error(err, "Stopped")

@@ -70,11 +70,12 @@ func New(base, account string) (*Client, error) {
 	return &Client{
 		base: base, tokenFile: filepath.Join(account, "token"),
 		http: &http.Client{Timeout: answersIn, Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-			DialContext:         (&net.Dialer{Timeout: answersIn}).DialContext,
-			TLSHandshakeTimeout: answersIn,
-			MaxConnsPerHost:     2,
-			IdleConnTimeout:     time.Minute,
+			TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+			DialContext:           (&net.Dialer{Timeout: answersIn}).DialContext,
+			TLSHandshakeTimeout:   answersIn,
+			ResponseHeaderTimeout: answersIn,
+			MaxConnsPerHost:       2,
+			IdleConnTimeout:       time.Minute,
 		}},
 	}, nil
 }
@@ -91,22 +92,48 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
+// Stream reads path, and gives an answer that goes on for as long as ctx or the
+// server wants it to, such as a watch. *StatusError. The caller closes it.
+func (c *Client) Stream(ctx context.Context, path string) (io.ReadCloser, error) {
+	endless := *c.http
+	endless.Timeout = 0
+	resp, err := c.send(ctx, &endless, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", http.MethodGet, path, err)
+	}
+	return resp.Body, nil
+}
+
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.send(ctx, c.http, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(b, out)
+}
+
+// send returns a successful answer, whose body the caller closes.
+func (c *Client) send(ctx context.Context, client *http.Client, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(b)
 	}
 	r, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	token, err := os.ReadFile(c.tokenFile)
 	if err != nil {
-		return fmt.Errorf("read the account's token: %w", err)
+		return nil, fmt.Errorf("read the account's token: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	r.Header.Set("Accept", "application/json")
@@ -117,22 +144,17 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	case in != nil:
 		r.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.http.Do(r)
+	resp, err := client.Do(r)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode/100 != 2 {
-		var s struct{ Message string }
+	var s struct{ Message string }
+	if b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)); err == nil {
 		_ = json.Unmarshal(b, &s) // a proxy may answer anything
-		return &StatusError{resp.StatusCode, fmt.Sprintf("%.256s", s.Message)}
 	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(b, out)
+	return nil, &StatusError{resp.StatusCode, fmt.Sprintf("%.256s", s.Message)}
 }

@@ -27,6 +27,7 @@ var places = map[string]string{
 	"clientgo":   "pkg/events",
 	"csi":        "pkg/node",
 	"driver":     "pkg/driver",
+	"drain":      "pkg/driver",
 	"internal":   "internal/uring",
 	"keeper":     "pkg/keeper",
 	"klog":       "pkg/vhdx",
@@ -45,7 +46,7 @@ var places = map[string]string{
 
 // Imports that architecture and rules allow, by importing directory.
 var allowed = map[string][]string{
-	"cmd/vhdx-csi":             {module + "/pkg/driver", module + "/pkg/node", module + "/pkg/blockdev/fuseloop", module + "/pkg/metrics", module + "/pkg/events", "google.golang.org/grpc", "go.opentelemetry.io/otel", "k8s.io/klog/v2"},
+	"cmd/vhdx-csi":             {module + "/internal/drain", module + "/pkg/driver", module + "/pkg/node", module + "/pkg/blockdev/fuseloop", module + "/pkg/metrics", module + "/pkg/events", "google.golang.org/grpc", "go.opentelemetry.io/otel", "k8s.io/klog/v2"},
 	"pkg/events":               {module + "/pkg/node", module + "/pkg/pool", module + "/internal/kubeapi"},
 	"pkg/metrics":              {module + "/pkg/node", module + "/pkg/pool", module + "/pkg/blockdev", "github.com/prometheus/client_golang/prometheus"},
 	"cmd/vhdxctl":              {module + "/pkg/vhdx", module + "/pkg/pool", module + "/pkg/blockdev/fuseloop"},
