@@ -78,8 +78,9 @@ func keeperCommand() *cobra.Command {
 
 // keep is the keeper's whole life.
 func keep(ctx context.Context, socket string, idle time.Duration) error {
-	rename("vhdx-keeper")
 	log := klog.FromContext(ctx)
+	becomeIOFlusher(log) // by itself: one that the plugin has started is that already
+	rename("vhdx-keeper")
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
 	stop := make(chan struct{})
