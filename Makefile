@@ -107,6 +107,14 @@ verify: test demo ## what CI runs
 image: ## the container image, with docker or buildah, whichever is there
 	@IMAGE=$(IMAGE) VERSION=$(VERSION) hack/image.sh
 
+.PHONY: manifests
+manifests: ## render deploy/kubernetes and the chart's reference page from the chart
+	$(GO) run -C tools/manifests .
+
+.PHONY: manifests-dryrun
+manifests-dryrun: ## have the API server that kubectl points at check every kustomization and sample, changing nothing
+	@hack/manifests-dryrun.sh
+
 .PHONY: man
 man: build ## the manual pages of vhdxctl, into bin/man
 	@$(BIN)/vhdxctl man $(BIN)/man

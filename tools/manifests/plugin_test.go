@@ -1,0 +1,244 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+)
+
+func container(pod corev1.PodSpec, name string) *corev1.Container {
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		if c.Name == name {
+			return &c
+		}
+	}
+	return nil
+}
+
+// flag gives the value of a container's flag.
+func flag(c *corev1.Container, name string) string {
+	for _, arg := range c.Args {
+		if v, ok := strings.CutPrefix(arg, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// hostDir gives the host's directory that a container sees at a path.
+func hostDir(pod corev1.PodSpec, c *corev1.Container, path string) string {
+	for _, m := range c.VolumeMounts {
+		if m.MountPath != path {
+			continue
+		}
+		for _, v := range pod.Volumes {
+			if v.Name == m.Name && v.HostPath != nil {
+				return v.HostPath.Path
+			}
+		}
+	}
+	return ""
+}
+
+// checkDriverName: kubelet finds the plugin's socket, and Kubernetes the plugin,
+// only when all of these agree.
+func checkDriverName(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	named := false
+	for _, o := range objects {
+		if d, ok := o.(*storagev1.CSIDriver); ok {
+			named = d.Name == driverName
+			s := d.Spec
+			if !*s.AttachRequired || !*s.StorageCapacity || !*s.SELinuxMount || *s.FSGroupPolicy != storagev1.FileFSGroupPolicy {
+				t.Errorf("CSIDriver: %+v", s)
+			}
+		}
+	}
+	if !named {
+		t.Errorf("no CSIDriver %s", driverName)
+	}
+	node := pods(objects)["vhdx-csi-node"]
+	registrar, plugin := container(node, "node-driver-registrar"), container(node, "vhdx-csi")
+	announced := flag(registrar, "--kubelet-registration-path")
+	if dir := hostDir(node, registrar, "/csi"); announced != dir+"/csi.sock" || filepath.Base(dir) != driverName || hostDir(node, plugin, "/csi") != dir {
+		t.Errorf("the registrar announces %s, the socket is in %s of the host", announced, dir)
+	}
+	kubelet := filepath.Dir(filepath.Dir(filepath.Dir(announced)))
+	if hostDir(node, plugin, kubelet) != kubelet || hostDir(node, registrar, "/registration") != kubelet+"/plugins_registry" {
+		t.Errorf("the plugin does not see kubelet's directory %s under its own name", kubelet)
+	}
+}
+
+// awaited are flags that the chart can give, off by default, and the plugin does
+// not have yet.
+var awaited = []string{"--metrics-address"}
+
+// checkPluginFlags: every flag that the manifests give is one that vhdx-csi has.
+func checkPluginFlags(t *testing.T, name string, pod corev1.PodSpec) {
+	t.Helper()
+	page, err := os.ReadFile(root + "/docs/reference/vhdx-csi.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range pod.Containers {
+		if c.Name != "vhdx-csi" && c.Name != "keeper" {
+			continue
+		}
+		if len(c.Command) > 0 {
+			t.Errorf("%s/%s: the image's entry point is the supervisor; a command takes its place", name, c.Name)
+		}
+		for _, arg := range c.Args {
+			flag, _, ok := strings.Cut(arg, "=")
+			if !ok && !strings.HasPrefix(arg, "-") {
+				flag = "vhdx-csi " + arg // a command
+			}
+			if known := bytes.Contains(page, []byte("`"+flag)); known == slices.Contains(awaited, flag) {
+				t.Errorf("%s: flag %s: in docs/reference/vhdx-csi.md: %v, awaited: %v", name, flag, known, !known)
+			}
+		}
+	}
+}
+
+// checkKeeper: the node plugin finds the keeper's socket, in a directory that
+// both have from the host, and neither takes the other along.
+func checkKeeper(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	all := pods(objects)
+	keeper, node := container(all["vhdx-csi-keeper"], "keeper"), container(all["vhdx-csi-node"], "vhdx-csi")
+	socket := flag(keeper, "--keeper-socket")
+	dir := filepath.Dir(socket)
+	if flag(node, "--keeper-socket") != socket || hostDir(all["vhdx-csi-keeper"], keeper, dir) != dir || hostDir(all["vhdx-csi-node"], node, dir) != dir {
+		t.Errorf("keeper and node plugin do not share %s of the host", socket)
+	}
+	for _, c := range all["vhdx-csi-keeper"].Containers {
+		if c.LivenessProbe != nil || !reflect.DeepEqual(c.Resources.Limits, c.Resources.Requests) || len(c.Resources.Limits) != 2 {
+			t.Errorf("the keeper's container %s can be killed for a probe or for memory", c.Name)
+		}
+	}
+	for _, o := range objects {
+		if d, ok := o.(*appsv1.DaemonSet); ok && d.Name == "vhdx-csi-keeper" && d.Spec.UpdateStrategy.Type != appsv1.OnDeleteDaemonSetStrategyType {
+			t.Error("an update of the manifests takes the keepers")
+		}
+	}
+}
+
+// checkNode: nothing kills the plugin, and when its pod ends there is time for
+// all that has to happen.
+func checkNode(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	node := pods(objects)["vhdx-csi-node"]
+	plugin, registrar := container(node, "vhdx-csi"), container(node, "node-driver-registrar")
+	if plugin.LivenessProbe != nil || plugin.StartupProbe != nil {
+		t.Error("a probe kills the node plugin")
+	}
+	if registrar.RestartPolicy == nil || *registrar.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+		t.Error("the registrar ends before the plugin, and nothing can be unmounted meanwhile")
+	}
+	wait := time.Duration(0)
+	if hook := plugin.Lifecycle; hook != nil {
+		command := hook.PreStop.Exec.Command
+		given, _ := strings.CutPrefix(command[len(command)-1], "--timeout=")
+		var err error
+		if wait, err = time.ParseDuration(given); err != nil || command[1] != "prestop" {
+			t.Errorf("preStop %q: %v", command, err)
+		}
+		if image, err := os.ReadFile(root + "/Dockerfile"); err != nil || !bytes.Contains(image, []byte(`ENTRYPOINT ["`+command[0]+`"]`)) {
+			t.Errorf("preStop runs %s, which is not what the image runs: %v", command[0], err)
+		}
+		checkDrainRights(t, objects)
+	}
+	end, err := time.ParseDuration(flag(plugin, "--shutdown-timeout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const supervisor = 5 * time.Second // graceMargin of cmd/vhdx-csi
+	if grace := time.Duration(*node.TerminationGracePeriodSeconds) * time.Second; grace <= wait+end+supervisor {
+		t.Errorf("grace period %v, of which the hook may take %v, the end %v and the supervisor %v", grace, wait, end, supervisor)
+	}
+}
+
+// checkDrainRights: the hook may ask what it asks, with a token that only its
+// container has.
+func checkDrainRights(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	rights := map[string][]string{}
+	for _, o := range objects {
+		if r, ok := o.(*rbacv1.ClusterRole); ok && r.Name == "vhdx-csi-node" {
+			for _, rule := range r.Rules {
+				rights[rule.Resources[0]] = rule.Verbs
+			}
+		}
+	}
+	if want := map[string][]string{"nodes": {"get"}, "volumeattachments": {"list", "watch"}}; !reflect.DeepEqual(rights, want) {
+		t.Errorf("the node plugin may %v, needs %v", rights, want)
+	}
+	node := pods(objects)["vhdx-csi-node"]
+	if *node.AutomountServiceAccountToken {
+		t.Error("every container of the node plugin gets the token")
+	}
+	for _, c := range slices.Concat(node.InitContainers, node.Containers) {
+		has := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+			return m.MountPath == "/var/run/secrets/kubernetes.io/serviceaccount"
+		})
+		if has != (c.Name == "vhdx-csi") {
+			t.Errorf("container %s: has the token: %v", c.Name, has)
+		}
+	}
+}
+
+// TestSidecarsFitTheDriver: the snapshotter is on exactly when the driver can do
+// what it asks for.
+func TestSidecarsFitTheDriver(t *testing.T) {
+	files, err := filepath.Glob(root + "/pkg/driver/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no driver: %v", err)
+	}
+	advertised := false
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		advertised = advertised || !strings.HasSuffix(f, "_test.go") && bytes.Contains(text, []byte("RPC_CREATE_DELETE_SNAPSHOT"))
+	}
+	controller := pods(decode(t, "base", kustomized(t, "base")))["vhdx-csi-controller"]
+	if on := container(controller, "csi-snapshotter") != nil; on != advertised {
+		t.Errorf("the driver advertises CREATE_DELETE_SNAPSHOT: %v; the snapshotter runs: %v; see sidecars.snapshotter.enabled", advertised, on)
+	}
+}
+
+// TestAlarmsNameMetrics: an alarm on a metric that does not exist never rings.
+func TestAlarmsNameMetrics(t *testing.T) {
+	known, err := os.ReadFile(root + "/pkg/metrics/names.go")
+	if os.IsNotExist(err) && slices.Contains(awaited, "--metrics-address") {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule, err := os.ReadFile(filepath.Join(root, chartDir, "templates/prometheusrule.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`vhdx_csi_(\w+)`).FindAllSubmatch(rule, -1)
+	if len(names) == 0 {
+		t.Fatal("no alarms")
+	}
+	for _, n := range names {
+		if !bytes.Contains(known, []byte(`"`+string(n[1])+`"`)) {
+			t.Errorf("pkg/metrics has no %s", n[0])
+		}
+	}
+}
