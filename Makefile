@@ -54,7 +54,7 @@ test: deps build lint ## everything: lint, all tests (race detector on), oracles
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
 		'race detector: -race -short -timeout 20m ./...' \
 		'full size: -timeout 40m $(HAVE_SHORT_FORM)' \
-		'manifests: -C tools/manifests ./...' \
+		'manifests: -C tools/manifests -count=1 ./...' \
 		'monitoring: -C tools/monitoring ./...'
 
 .PHONY: test-short

@@ -20,8 +20,8 @@ var variants = map[string]string{
 openshift: {enabled: true}
 imagePullSecrets: [{name: my-registry}]
 sidecars: {snapshotter: {enabled: true, extraArgs: [--worker-threads=4]}}
+tracing: {endpoint: "http://collector.monitoring:4317"}
 metrics:
-  enabled: true
   serviceMonitor: {enabled: true, labels: {release: prometheus}}
   prometheusRule: {enabled: true, labels: {release: prometheus}}
 networkPolicy:
@@ -38,6 +38,8 @@ keeper: {podAnnotations: {a: b}}
 podDisruptionBudget: {enabled: false}
 networkPolicy: {enabled: false}
 node: {drainSeconds: 0}
+events: {enabled: false}
+metrics: {enabled: false}
 keeper: {capabilities: []}
 controller: {tolerations: []}
 `,
@@ -107,7 +109,8 @@ func TestSchema(t *testing.T) {
 		`{keeper: {capabilities: [SYS_ADMIN]}}`,
 		`{keeper: {resources: {memory: 64Mi, limits: {}}}}`,
 		`{storageClasses: [{name: x, provisioner: y}]}`,
-		`{metrics: {serviceMonitor: {enabled: true}}}`, // needs metrics.enabled
+		`{metrics: {enabled: false, serviceMonitor: {enabled: true}}}`,
+		`{tracing: {endpoint: "collector:4317"}}`,
 		`{metrics: {port: 0}}`,
 	} {
 		var given values

@@ -41,6 +41,7 @@ func checkAll(t *testing.T, objects []runtime.Object) {
 	checkDriverName(t, objects)
 	checkKeeper(t, objects)
 	checkNode(t, objects)
+	checkRights(t, objects)
 }
 
 func templates(objects []runtime.Object) map[string]corev1.PodTemplateSpec {
