@@ -64,6 +64,12 @@ const (
 	orderLogThenShorten
 	// What a smaller disk loses is gone durably before the size says so.
 	orderCutThenSize
+	// Entries that hide the parent behind the end of the disk go only when the
+	// smaller size is durable.
+	orderSizeThenForget
+	// What a larger disk could show of its parent is hidden durably before the
+	// size says so.
+	orderHideThenSize
 	// A block that was copied to another place is there durably before a log
 	// entry says so.
 	syncMoved
@@ -147,6 +153,8 @@ var barrierNames = [barrierCount]string{
 	orderPunchSynced:      "hand out punched space only after a sync",
 	orderLogThenShorten:   "log the smaller size before shortening the file",
 	orderCutThenSize:      "cut what lies beyond the end before the size",
+	orderSizeThenForget:   "forget what hides the parent after the size",
+	orderHideThenSize:     "hide the parent before the size",
 	syncMoved:             "sync a moved block before logging its place",
 	orderOutlived:         "reuse the old BAT's place only when no log entry names it",
 	orderUnmapThenAnswer:  "record an unmapping before answering",

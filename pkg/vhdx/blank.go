@@ -16,27 +16,52 @@ type dataSeeker interface {
 // compared; holes are skipped where the filesystem tells them).
 func (im *Image) Blank() (bool, error) {
 	im = im.head()
-	pin := im.pins.enter()
-	defer im.pins.leave(pin)
 	if err := im.usable(false); err != nil {
 		return false, err
 	}
-	buf := alignedBytes(1 << 20)
-	for off, size := int64(0), im.size.Load(); off < size; {
-		at, err := im.find(off, size-off)
-		if err != nil {
-			return false, fmt.Errorf("%s: read at %#x: %w", im.name, off, err)
-		}
-		if at.layer != nil {
-			if blank, err := at.layer.blankRange(at.off, at.off+at.n, buf); err != nil || !blank {
-				return false, err
-			}
-		}
-		off += at.n
-	}
-	return true, nil
+	at, err := im.dataIn(0, im.size.Load())
+	return at < 0, err
 }
 
+// dataIn returns where a range of the disk holds more than zeros, by the first
+// byte of a piece that does; -1: nowhere.
+func (im *Image) dataIn(off, end int64) (int64, error) {
+	buf := alignedBytes(1 << 20)
+	for off < end {
+		n, blank, err := im.blankPiece(off, end-off, buf)
+		if err != nil {
+			return 0, fmt.Errorf("%s: read at %#x: %w", im.name, off, err)
+		}
+		if !blank {
+			return off, nil
+		}
+		off += n
+	}
+	return -1, nil
+}
+
+// blankPiece looks at the first part of a range that lies in one piece.
+func (im *Image) blankPiece(off, n int64, buf []byte) (length int64, blank bool, err error) {
+	pin := im.pins.enter()
+	defer im.pins.leave(pin)
+	at, err := im.find(off, n)
+	if err != nil || at.layer == nil {
+		return at.n, true, err
+	}
+	blank, err = at.layer.blankRange(at.off, at.off+at.n, buf)
+	return at.n, blank, err
+}
+
+// blankBlock reports whether a block that has space holds only zeros.
+func (im *Image) blankBlock(block int64, buf []byte) (bool, error) {
+	pin := im.pins.enter()
+	defer im.pins.leave(pin)
+	at := im.payload(block).Offset()
+	return im.blankRange(at, at+im.blockSize, buf)
+}
+
+// blankRange reports whether a range of the file reads zero. What lies beyond
+// the file's end does.
 func (im *Image) blankRange(off, end int64, buf []byte) (bool, error) {
 	size, err := im.f.Size()
 	if err != nil {
@@ -50,11 +75,11 @@ func (im *Image) blankRange(off, end int64, buf []byte) (bool, error) {
 			if err != nil {
 				return false, err
 			}
-			if off = next &^ (ioPage - 1); off >= end {
+			if off = max(off, next&^(ioPage-1)); off >= end {
 				break
 			}
 		}
-		n := min(end-off, int64(len(buf)))
+		n := min(end-off, int64(len(buf))-off%ioPage) // whole pages from the second read on
 		if err := readFull(im.f, buf[:n], off); err != nil {
 			return false, fmt.Errorf("%s: read payload at %#x: %w", im.name, off, err)
 		}

@@ -162,6 +162,9 @@ const maxClashes = 1 << 16
 // beyondDisk judges an entry of the last chunk of a differencing image, behind
 // the last block of the disk. Whatever it says, nothing reads it.
 func (b *batPass) beyondDisk(index int64, e ondisk.BATEntry) {
+	if e == ondisk.MakeBATEntry(ondisk.BlockZero, 0) {
+		return // of an interrupted change of size: it would hide the parent, and does no harm
+	}
 	state := e.State()
 	space := state == ondisk.BlockFullyPresent || state == ondisk.BlockPartiallyPresent ||
 		(state == ondisk.BlockUndefined || state == ondisk.BlockUnmapped) && e.Offset() != 0

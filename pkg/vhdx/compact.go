@@ -160,7 +160,7 @@ func (c *compaction) dropZeroes(ctx context.Context, blocks []int64) error {
 		}
 		was := c.im.payload(block)
 		if !c.o.KeepZeroes && was.State() == ondisk.BlockFullyPresent {
-			blank, err := c.im.blankBlock(block, 0, c.buf)
+			blank, err := c.im.blankBlock(block, c.buf)
 			if err != nil {
 				return err
 			}

@@ -60,12 +60,24 @@ func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxte
 	child := vhdxtest.NewFile("child of " + parent.Name())
 	o := *kind.child
 	o.RelativePath = parent.Name()
-	_, err = im.CreateChildOn(child, o)
-	seen, _, err2 := observe(im, model, model.Touched(readSize))
-	if kind.stale {
-		err = errors.Join(err, staleBits(child))
+	made, err := im.CreateChildOn(child, o)
+	if err := errors.Join(err, im.Close()); err != nil {
+		return nil, nil, nil, err
 	}
-	return child, model, seen, errors.Join(err, err2, im.Close())
+	if size := made.Options.Size; size != kind.create.Size { // what the parent has beyond it is not the child's
+		model.Resize(size).Done(nil)
+	}
+	if kind.stale {
+		err = staleBits(child)
+	}
+	ro := h.opts
+	ro.ReadOnly = true
+	im, err2 := vhdx.Open(child.Clone(), ro)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, nil, nil, err
+	}
+	seen, _, err := observe(im, model, model.Touched(readSize))
+	return child, model, seen, errors.Join(err, im.Close())
 }
 
 // staleBits gives each chunk a sector bitmap full of ones, which mean nothing

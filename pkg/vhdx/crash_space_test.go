@@ -1,6 +1,7 @@
 package vhdx_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -102,19 +103,16 @@ func (w *run) shrinkTo(to int64) error {
 
 // holdsData reports whether anything but zeros follows off.
 func (w *run) holdsData(off int64) (bool, error) {
-	buf := make([]byte, mib)
-	for size := w.im.Size(); off < size; off += mib {
-		p := buf[:min(mib, size-off)]
-		if _, err := w.im.ReadAt(p, off); err != nil {
-			return false, err
-		}
-		for _, b := range p {
-			if b != 0 {
-				return true, nil
-			}
-		}
-	}
-	return false, nil
+	found := false
+	_, err := readEach(w.im, w.model().Touched(readSize), func(p []byte, at int64) error {
+		found = found || !allZero(p[min(int64(len(p)), max(0, off-at)):])
+		return nil
+	})
+	return found, err
+}
+
+func allZero(p []byte) bool {
+	return len(bytes.TrimLeft(p, "\x00")) == 0
 }
 
 // compact compacts the image, or begins to.

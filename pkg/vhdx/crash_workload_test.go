@@ -174,6 +174,38 @@ var workloads = []*workload{
 		grow: growBy(gib),
 	},
 	{
+		// Parts of it lie where the child does not, and must never show.
+		name:    "child of a larger parent",
+		create:  vhdx.CreateOptions{Size: 12 * mib, BlockSize: 2 * mib},
+		child:   &vhdx.ChildOptions{Size: 5*mib + 3*512, BlockSize: mib},
+		growth:  mib,
+		blocks:  sequence(12, 1),
+		weights: weights{write: 10, rewrite: 1, zero: 1, flush: 3, trim: 1, grow: 4, shrink: 4, reopen: 1, kill: 1},
+		maxIO:   16 * kib, ops: 60, images: 8, stale: true,
+		grow: growBy(4 * mib),
+	},
+	{
+		name:    "child of a larger parent and a journal",
+		create:  vhdx.CreateOptions{Size: 12 * mib, BlockSize: 4 * mib},
+		child:   &vhdx.ChildOptions{Size: 5*mib + 512, BlockSize: 2 * mib},
+		growth:  8 * mib,
+		blocks:  sequence(6, 1),
+		weights: weights{write: 8, zero: 1, flush: 1, trim: 1, grow: 2, shrink: 2, kill: 1, reopen: 1},
+		maxIO:   8 * kib, ops: 50, images: 4, journal: true,
+		grow: growBy(4 * mib),
+	},
+	{
+		// Whole chunks come and go, with their sector bitmaps.
+		name:    "child whose chunks go",
+		create:  vhdx.CreateOptions{Size: 14 * gib, BlockSize: 16 * mib},
+		child:   &vhdx.ChildOptions{Size: 9*gib + 512, BlockSize: 4 * mib},
+		growth:  16 * mib,
+		blocks:  []int64{0, 1023, 1024, 1025, 2048, 2304, 2305, 3200},
+		weights: weights{write: 10, flush: 3, trim: 1, grow: 3, shrink: 3, reopen: 1, kill: 1},
+		maxIO:   8 * kib, ops: 40, images: 6,
+		grow: growBy(6 * gib),
+	},
+	{
 		name:    "child and a journal",
 		create:  vhdx.CreateOptions{Size: 16 * mib, BlockSize: 4 * mib},
 		child:   &vhdx.ChildOptions{BlockSize: mib},

@@ -98,7 +98,8 @@
 //	         belongs to: the journal learns a new value before the file does.
 //	I-JRN-4  A poisoned image stays poisoned for the successor.
 //
-// Chains (chain.go, parents.go, registry.go, bitmap.go, partial.go, child.go):
+// Chains (chain.go, parents.go, registry.go, bitmap.go, partial.go, child.go,
+// childsize.go):
 //
 //	I-CHAIN-1 A sector reads what the topmost layer that holds it says; a block
 //	          in the states 1, 2 and 3 reads zero, never the parent; where a
@@ -120,6 +121,8 @@
 //	I-CHAIN-8 An image carries another's DataWriteGuid only when it shows the
 //	          same, durably; a child accepts what its parent is about to carry
 //	          before the parent does (collapse.go, merge.go, replace.go).
+//	I-CHAIN-9 What a child's disk gains in size reads zero: its parent's data
+//	          there is hidden, durably, before the size says so.
 //
 // Check and repair (check*.go, repair*.go, plan.go), metadata items (items.go):
 //

@@ -11,9 +11,11 @@ import (
 // Grow makes the virtual disk larger, while it is read and written, and
 // returns when the new size is durable. The size is kept exactly: any multiple
 // of the logical sector size up to 64 TiB. New space reads zero; a fixed image
-// gets its space at once. Growing to the present size does nothing.
+// gets its space at once. Growing to the present size does nothing. Of a
+// differencing image whose parent's disk is larger nothing that the parent holds
+// beyond the old end comes to show.
 //
-// Order: the new part of the BAT, or all of it where its region is too small
+// Order: zeros behind the old end, in its block -> the new part of the BAT, or all of it where its region is too small
 // and a larger one takes its place -> sync -> BAT pages or region tables, and
 // the size, in the log -> sync.
 func (im *Image) Grow(size int64) error {
@@ -29,12 +31,26 @@ func (im *Image) Grow(size int64) error {
 	if err := im.checkSize(size); err != nil || size == im.size.Load() {
 		return err
 	}
-	if below := im.below.Load(); below != nil && below.layers[0].size.Load() > im.size.Load() {
-		return fmt.Errorf("%s: grow to %#x: its parent's disk is larger and would show: %w", im.name, size, ErrUnsupported)
-	}
 	if err := im.begin(); err != nil {
 		return err
 	}
+	old := im.size.Load()
+	steps := []func() error{
+		func() error { return im.coverTail(old, size) },
+		func() error { return im.growTo(size) },
+	}
+	if im.opts.omit.has(orderHideThenSize) {
+		slices.Reverse(steps)
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (im *Image) growTo(size int64) error {
 	im.committing.Lock()
 	defer im.committing.Unlock()
 	if err := im.usable(true); err != nil {
@@ -57,6 +73,11 @@ func (im *Image) growLocked(size int64) error {
 		region.Offset, region.Length = uint64(off), uint32(g.BATLength())
 	}
 	im.swapBAT(g, int64(region.Offset), int64(region.Length))
+	if im.opts.omit.has(orderHideThenSize) {
+		defer im.hideParent(old)
+	} else {
+		im.hideParent(old)
+	}
 	table, pages, err := im.prepareGrowth(old, region, moved, size)
 	if err != nil {
 		im.swapBAT(old.geometry, old.offset, old.length)
@@ -82,7 +103,7 @@ func (im *Image) growLocked(size int64) error {
 		return err
 	}
 	if moved {
-		im.retireBAT(extent{old.offset, old.length})
+		im.retireMetadata(extent{old.offset, old.length})
 	}
 	im.regions.table, im.regions.bat = table, region
 	im.setSize(size)

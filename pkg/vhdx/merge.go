@@ -14,6 +14,9 @@ import (
 type MergeOptions struct {
 	// Parents opens what the parent stands on. Nil: it must stand on nothing.
 	Parents ParentOpener
+	// CutData lets the parent lose what its disk holds beyond the end of the
+	// child's. Otherwise that is refused with [ErrDataBeyondEnd].
+	CutData bool
 	// Progress, if set, is told how many bytes of the disk are merged. Its
 	// error ends the work, which can be taken up again.
 	Progress func(done, total int64) error
@@ -23,7 +26,7 @@ type MergeOptions struct {
 }
 
 // Merge puts what the child holds into its parent, in place: afterwards the
-// parent shows what the child did and has its DataWriteGuid, so that the
+// parent has the child's size, shows what the child did and has its DataWriteGuid, so that the
 // child's own children can be put on it, see [Image.ReplaceParent], and the
 // child, which still opens and shows the same, can be removed. No other child
 // of the parent opens any more. Neither may be open anywhere.
@@ -54,7 +57,7 @@ func Merge(ctx context.Context, child, parent string, o MergeOptions) error {
 // it takes over. Order:
 //
 //	a new GUID as parent_linkage2 in the child -> sync -> it is the parent's
-//	DataWriteGuid -> sync -> data, size, items that belong to the disk -> flush
+//	DataWriteGuid -> sync -> size, data, items that belong to the disk -> flush
 //	-> child: the new GUID as parent_linkage, its own DataWriteGuid as
 //	parent_linkage2 -> sync -> parent: log applied, sync, header with the
 //	child's DataWriteGuid and no log -> sync
@@ -103,13 +106,24 @@ func (m *merge) open(child, parent File) error {
 		m.child = nil
 		return err
 	}
-	switch a, b := m.child.Size(), m.parent.Size(); {
-	case m.child.below.Load() == nil:
+	if m.child.below.Load() == nil {
 		return fmt.Errorf("%s has no parent: %w", m.child.name, ErrInvalid)
-	case a < b:
-		return fmt.Errorf("the child's disk has %#x bytes, the parent's %#x: convert the child instead: %w", a, b, ErrUnsupported)
 	}
-	return nil
+	return m.refuseCut()
+}
+
+// refuseCut: the end of a longer parent is no part of the child, and gone with
+// the merge. Nothing has been changed yet.
+func (m *merge) refuseCut() error {
+	if m.o.CutData {
+		return nil
+	}
+	size := m.child.Size()
+	at, err := m.parent.dataIn(size, m.parent.Size())
+	if err == nil && at >= 0 {
+		err = fmt.Errorf("the child's disk ends at %#x, and the parent's holds more than zeros at %#x or soon after it, which no image would show any more: %w", size, at, ErrDataBeyondEnd)
+	}
+	return err
 }
 
 func (m *merge) run(ctx context.Context) error {
@@ -126,7 +140,7 @@ func (m *merge) run(ctx context.Context) error {
 		}
 	}
 	size := m.child.Size()
-	if err := m.parent.Grow(size); err != nil {
+	if err := m.parent.Resize(size, ResizeOptions{CutData: true}); err != nil {
 		return err
 	}
 	buf := alignedBytes(ondisk.MiB)

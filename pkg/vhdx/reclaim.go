@@ -51,8 +51,9 @@ func (im *Image) abandonExtent(e extent) {
 	im.retire(e)
 }
 
-// retireBAT gives up the place of a table that a durable entry has moved away.
-func (im *Image) retireBAT(e extent) {
+// retireMetadata gives up the place of a table or sector bitmap that a durable
+// entry has taken away.
+func (im *Image) retireMetadata(e extent) {
 	if im.opts.omit.has(orderOutlived) {
 		im.reclaim([]extent{e})
 		return

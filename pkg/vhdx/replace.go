@@ -19,8 +19,10 @@ type ParentChange struct {
 
 // ReplaceParent puts the image, while it is read and written, on another
 // parent that has the same DataWriteGuid, and so shows the same: the result of
-// [Image.CollapseOn], or the parent after it has been moved. The image's own
-// DataWriteGuid stays. Order:
+// [Image.CollapseOn] or [Merge], or the parent after it has been moved. If its
+// disk has another size than the present parent's, what one of them lacks must
+// be zeros, or nothing that the image shows. The image's own DataWriteGuid stays.
+// Order:
 //
 //	new chain open -> new locator, in space of its own -> log -> the table's
 //	entry of it -> log -> sync -> the new chain serves -> the old one is closed
@@ -54,8 +56,8 @@ func (im *Image) ReplaceParent(c ParentChange) error {
 		return fail(err)
 	}
 	next := newChain(ref)
-	if a, b := old.layers[0].size.Load(), ref.im.size.Load(); a != b {
-		return fail(errors.Join(parents.release(ref), fmt.Errorf("%s has %#x bytes, the present parent %#x: %w", ref.im.name, b, a, ErrParentMismatch)))
+	if err := im.showsSame(old, next); err != nil {
+		return fail(errors.Join(err, parents.release(ref)))
 	}
 	next.flatten()
 	if err := im.setLocator(locator); err != nil {
@@ -67,6 +69,45 @@ func (im *Image) ReplaceParent(c ParentChange) error {
 		return fail(err)
 	}
 	return nil
+}
+
+// showsSame refuses a parent that ends elsewhere if the image would show it.
+// What the image holds itself it goes on holding.
+func (im *Image) showsSame(old, next *chain) error {
+	was, is := old.layers[0].size.Load(), next.layers[0].size.Load()
+	longer := old
+	if is > was {
+		longer = next
+	}
+	end := min(max(was, is), im.size.Load())
+	buf := alignedBytes(1 << 20)
+	for off := min(was, is); off < end; {
+		n, blank, err := im.blankBelow(longer, off, end-off, buf)
+		if err != nil {
+			return err
+		}
+		if !blank {
+			return fmt.Errorf("%s has %#x bytes, the present parent %#x, and what one of them holds at %#x or soon after it shows: %w", next.layers[0].name, is, was, off, ErrParentMismatch)
+		}
+		off += n
+	}
+	return nil
+}
+
+// blankBelow reports whether the first part of a range, where the image shows
+// the chain, reads zero in it.
+func (im *Image) blankBelow(c *chain, off, n int64, buf []byte) (length int64, blank bool, err error) {
+	pin := im.pins.enter()
+	defer im.pins.leave(pin)
+	p, decided, err := im.ownPlace(im.bat.Load(), off, n)
+	if err != nil || decided {
+		return p.n, true, err
+	}
+	if p, err = c.locate(off, p.n); err != nil || p.layer == nil {
+		return p.n, true, err
+	}
+	blank, err = p.layer.blankRange(p.off, p.off+p.n, buf)
+	return p.n, blank, err
 }
 
 func (im *Image) openReplacement(l ondisk.ParentLocator) (*parentRef, error) {

@@ -15,9 +15,10 @@ import (
 // of the image no longer open.
 //
 // Order of a smaller size: rest of the last block zeroed, mappings of the blocks
-// beyond it gone -> (log) -> sync -> size in the log -> sync -> their space is
-// reclaimed. Cut in between, the disk has its old size, and zeros where it
-// will end.
+// beyond it gone, of a differencing image so that its parent does not show ->
+// (log) -> sync -> size in the log -> sync -> their space is reclaimed. Cut in
+// between, the disk has its old size, and zeros where it will end, or what its
+// parent has shown there before.
 func (im *Image) Resize(size int64, o ResizeOptions) error {
 	if size >= im.Size() {
 		return im.Grow(size)
@@ -31,14 +32,11 @@ func (im *Image) Resize(size int64, o ResizeOptions) error {
 	if err := im.checkSize(size); err != nil {
 		return err
 	}
-	if im.metadata.params.HasParent {
-		return fmt.Errorf("%s: make a differencing image smaller: growing it again would show its parent: %w", im.name, ErrUnsupported)
-	}
 	old := im.size.Load()
 	if size >= old {
 		return fmt.Errorf("%s: resize to %#x: its size has become %#x meanwhile: %w", im.name, size, old, ErrInvalid)
 	}
-	if err := im.refuseData(size, o); err != nil {
+	if err := im.refuseData(size, old, o); err != nil {
 		return err
 	}
 	if err := im.begin(); err != nil {
@@ -46,7 +44,7 @@ func (im *Image) Resize(size int64, o ResizeOptions) error {
 	}
 	im.setSize(size)
 	im.pins.wait() // from here on nobody is beyond the end, or comes there
-	err := im.refuseData(size, o)
+	err := im.refuseData(size, old, o)
 	if err == nil {
 		err = im.shrink(size)
 	}
@@ -76,55 +74,17 @@ func (im *Image) setSize(size int64) {
 	im.size.Store(size)
 }
 
-// refuseData looks for anything but zeros from size on.
-func (im *Image) refuseData(size int64, o ResizeOptions) error {
+// refuseData looks for anything but zeros between the new end and the old one,
+// be it the image's own or its parent's.
+func (im *Image) refuseData(size, old int64, o ResizeOptions) error {
 	if o.CutData {
 		return nil
 	}
-	buf := alignedBytes(1 << 20)
-	first := size >> im.blockShift
-	for block := first; block < im.bat.Load().geometry.PayloadBlocks(); block++ {
-		skip := int64(0)
-		if block == first {
-			skip = size & (im.blockSize - 1)
-		}
-		blank, err := im.blankBlock(block, skip, buf)
-		if err != nil {
-			return err
-		}
-		if !blank {
-			return fmt.Errorf("%s: resize to %#x: block %d, at %#x of the disk, holds more than zeros: %w", im.name, size, block, block<<im.blockShift, ErrDataBeyondEnd)
-		}
+	at, err := im.dataIn(size, old)
+	if err == nil && at >= 0 {
+		err = fmt.Errorf("%s: resize to %#x: block %d of the disk holds more than zeros at %#x or soon after it: %w", im.name, size, at>>im.blockShift, at, ErrDataBeyondEnd)
 	}
-	return nil
-}
-
-// blankBlock reports whether a block reads zero from skip on. The disk may
-// end before its table does.
-func (im *Image) blankBlock(block, skip int64, buf []byte) (bool, error) {
-	pin := im.pins.enter()
-	defer im.pins.leave(pin)
-	e := im.payload(block)
-	if e.State() != ondisk.BlockFullyPresent {
-		return true, nil
-	}
-	end, err := im.f.Size()
-	if err != nil {
-		return false, err
-	}
-	end = min(end, e.Offset()+im.blockSize)
-	from := e.Offset() + skip
-	if page := roundUp(from, ioPage); from < min(page, end) {
-		head := buf[:min(page, end)-from]
-		if err := readFull(im.f, head, from); err != nil {
-			return false, fmt.Errorf("%s: read payload at %#x: %w", im.name, from, err)
-		}
-		if !allZero(head) {
-			return false, nil
-		}
-		from = page
-	}
-	return im.blankRange(from, end, buf)
+	return err
 }
 
 // shrink: nobody is beyond the new end any more.
@@ -160,8 +120,9 @@ func (im *Image) shrink(size int64) error {
 			return err
 		}
 	}
-	b := im.bat.Load()
-	im.swapBAT(im.metadata.geometry(size), b.offset, b.length)
+	if err := im.forgetBeyond(size); err != nil {
+		return err
+	}
 	if im.fixedEnd > 0 {
 		im.fixedEnd = min(im.fixedEnd, im.usedEnd()+im.missing()*im.blockSize)
 	}
@@ -176,8 +137,13 @@ func (im *Image) zeroRest(size int64) error {
 		return nil
 	}
 	e := im.payload(size >> im.blockShift)
-	if e.State() != ondisk.BlockFullyPresent {
+	if !present(e) {
 		return nil
+	}
+	if e.State() == ondisk.BlockPartiallyPresent { // so that clearing them needs no I/O
+		if err := im.loadBits(im.bat.Load(), im.bitsBeyond(size)); err != nil {
+			return err
+		}
 	}
 	from, to := e.Offset()+inBlock, e.Offset()+im.blockSize
 	pages := roundUp(from, ioPage)
@@ -191,19 +157,24 @@ func (im *Image) zeroRest(size int64) error {
 	return err
 }
 
-// unmapFrom takes the space of all blocks that begin at size or beyond.
+// unmapFrom takes the space of all blocks that begin at size or beyond. What
+// is the parent's now stays so, what hides it goes on hiding it.
 func (im *Image) unmapFrom(size int64) {
 	s := &im.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := im.bat.Load()
+	var gone ondisk.BATEntry
+	if im.metadata.params.HasParent && !im.opts.omit.has(orderSizeThenForget) {
+		gone = ondisk.MakeBATEntry(ondisk.BlockZero, 0)
+	}
 	for block := (size + im.blockSize - 1) >> im.blockShift; block < b.geometry.PayloadBlocks(); block++ {
 		index := b.payloadIndex(block)
 		e := b.at(index)
 		if e == 0 {
 			continue
 		}
-		b.set(index, 0)
+		b.set(index, gone)
 		if e.Offset() > 0 {
 			im.retire(extent{e.Offset(), im.blockSize})
 		}
