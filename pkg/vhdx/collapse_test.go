@@ -155,31 +155,36 @@ func TestCollapseUnderLiveImage(t *testing.T) {
 	}
 }
 
-// A child merged into its parent: the parent shows what the child did, and
-// takes its place below the child's child.
+// A child merged into its parent, of any size: the parent has the child's size,
+// shows what it did, and takes its place below the child's child.
 func TestMerge(t *testing.T) {
-	merged := 0
-	defer func() {
-		if t.Logf("%d merges", merged); merged == 0 {
-			t.Error("nothing was merged")
-		}
-	}()
-	for seed := range uint64(6) {
+	refused := 0
+	for seed := range uint64(8) {
 		r := rand.New(rand.NewPCG(seed, 12))
 		l, err := randomLayers(r, 2+r.IntN(2))
 		must(t, err)
-		must(t, l.child(vhdx.ChildOptions{Size: int64(len(l.model)) + mib, BlockSize: mib})) // never smaller
+		before := l.model
+		must(t, l.child(vhdx.ChildOptions{Size: mib + r.Int64N(int64(len(before))/512)*512, BlockSize: mib << r.IntN(2)}))
 		must(t, l.session(r))
+		cuts := len(l.model) < len(before) && !allZero(before[len(l.model):])
 		n := len(l.files)
 		child, parent := l.files[fmt.Sprintf("layer-%d", n-1)], l.files[fmt.Sprintf("layer-%d", n-2)]
-		child.Reopen()
-		parent.Reopen()
-		err = vhdx.MergeOn(t.Context(), child, parent, vhdx.MergeOptions{Parents: l.files})
-		if errors.Is(err, vhdx.ErrUnsupported) {
-			continue // the parent has a larger parent and cannot grow
+		merge := func(o vhdx.MergeOptions) error {
+			child.Reopen()
+			parent.Reopen()
+			return vhdx.MergeOn(t.Context(), child, parent, o)
 		}
-		must(t, err)
-		merged++
+		if cuts {
+			refused++
+			sums := [2]uint64{child.Hash(), parent.Hash()}
+			if err := merge(vhdx.MergeOptions{Parents: l.files}); !errors.Is(err, vhdx.ErrDataBeyondEnd) {
+				t.Fatalf("seed %d: a merge that loses data of the parent: %v", seed, err)
+			}
+			if sums != [2]uint64{child.Hash(), parent.Hash()} {
+				t.Fatalf("seed %d: a merge that was refused changed something", seed)
+			}
+		}
+		must(t, merge(vhdx.MergeOptions{Parents: l.files, CutData: cuts}))
 		for _, f := range []*vhdxtest.File{child, parent} {
 			l.top = f
 			l.top.Reopen()
@@ -189,6 +194,7 @@ func TestMerge(t *testing.T) {
 			must(t, err)
 			must(t, errors.Join(l.verify(im), im.Close()))
 		}
+		must(t, checkClean(parent.Clone()))
 		a, err := vhdxtest.Headers(child.Clone())
 		must(t, err)
 		b, err := vhdxtest.Headers(parent.Clone())
@@ -196,5 +202,8 @@ func TestMerge(t *testing.T) {
 		if a[0].DataWriteGUID != b[0].DataWriteGUID {
 			t.Fatalf("the child's DataWriteGuid is %x, the parent's %x", a[0].DataWriteGUID, b[0].DataWriteGUID)
 		}
+	}
+	if refused == 0 {
+		t.Error("no merge would have lost data")
 	}
 }

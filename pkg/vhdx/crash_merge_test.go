@@ -11,8 +11,9 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
 )
 
-// chain makes layers 0 to n-1 with random content, all of it durable, without cuts.
-func (w *world) chain(n int) error {
+// chain makes layers 0 to n-1 with random content, all of it durable, without
+// cuts. The top's disk then gets some bytes more, or fewer.
+func (w *world) chain(n int, more int64) error {
 	w.quiet = true
 	defer func() { w.quiet = false }()
 	r := rand.New(rand.NewPCG(w.seed, 5))
@@ -30,6 +31,12 @@ func (w *world) chain(n int) error {
 		for range 3 {
 			err = errors.Join(err, w.write(im, r))
 		}
+	}
+	if more != 0 && err == nil {
+		c := w.model.Resize(im.Size() + more)
+		err = im.Resize(im.Size()+more, vhdx.ResizeOptions{CutData: true})
+		c.Done(err)
+		err = errors.Join(err, w.write(im, r))
 	}
 	return errors.Join(err, w.close(im))
 }
@@ -51,7 +58,7 @@ func (w *world) file(name string) worldFile {
 // merging merges the top of a chain into its parent. The top shows the same at
 // each step, and where it was cut the merge can be done again.
 func (w *world) merging() error {
-	if err := w.chain(3); err != nil {
+	if err := w.chain(3, []int64{0, -2*mib - 512, 3*mib + 1024, -mib / 2}[w.seed%4]); err != nil {
 		return err
 	}
 	w.journal = nil
@@ -63,7 +70,7 @@ func (w *world) merging() error {
 		return w.mergeAgain(files)
 	}
 	below := memParents{"layer-0": w.files["layer-0"]}
-	o := vhdx.MergeOptions{Parents: below}.Like(w.opts)
+	o := vhdx.MergeOptions{Parents: below, CutData: true}.Like(w.opts)
 	if err := vhdx.MergeOn(context.Background(), w.file("layer-2"), w.file("layer-1"), o); err != nil {
 		return err
 	}
@@ -73,7 +80,7 @@ func (w *world) merging() error {
 // mergeAgain merges in what a cut has left.
 func (w *world) mergeAgain(files memParents) error {
 	child, parent := files["layer-2"].Clone(), files["layer-1"].Clone()
-	if err := vhdx.MergeOn(context.Background(), child, parent, vhdx.MergeOptions{Parents: files}); err != nil {
+	if err := vhdx.MergeOn(context.Background(), child, parent, vhdx.MergeOptions{Parents: files, CutData: true}); err != nil {
 		return fmt.Errorf("merge again: %w", err)
 	}
 	return w.shows(parent, files)
@@ -86,13 +93,13 @@ func (w *world) shows(f *vhdxtest.File, parents memParents) error {
 		return err
 	}
 	_, err = readEach(im, w.model.Touched(readSize), func(p []byte, off int64) error { return w.model.CheckCut(p, off, nil) })
-	return errors.Join(err, im.Close())
+	return errors.Join(err, w.model.CheckSize(im.Size()), im.Close())
 }
 
 // replacing collapses two layers beside a chain and puts its head on the
 // result, with a journal, between writes.
 func (w *world) replacing() error {
-	if err := w.chain(4); err != nil {
+	if err := w.chain(4, 0); err != nil {
 		return err
 	}
 	merged := vhdxtest.NewFile("merged")
