@@ -25,6 +25,8 @@ var advices = []struct {
 	{vhdx.ErrDataBeyondEnd, "Nothing was changed. Shrink filesystems and partitions first; --cut-data cuts off what is there."},
 	{errCompactedInPart, "The image is consistent. Run it again to go on."},
 	{errMergedInPart, "The chain opens and shows the same. Run the command again to go on."},
+	{errSiblings, "Nothing was changed. Copy the chain into one image with vhdxctl convert instead; --force merges all the same."},
+	{errSiblingUnknown, "Nothing was changed. Move it elsewhere if it is none; --force merges all the same."},
 	{errNoParent, "It stands alone; vhdxctl chain shows what an image stands on."},
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},

@@ -21,19 +21,27 @@ type mergeResult struct {
 	Removed bool `json:"removed"`
 }
 
+type mergeOptions struct {
+	remove, force, cutData, quiet bool
+}
+
 func (a *app) mergeCommand(ctx context.Context) *cobra.Command {
-	var remove, quiet bool
+	var o mergeOptions
 	cmd := &cobra.Command{
 		Use:   "merge CHILD",
 		Short: "Merge a differencing image into its parent",
 		Long: `Put what a differencing image holds into its parent, in place. Afterwards the
-parent shows what the child did, and the child, which still opens, is not needed
-any more: --remove removes it. Do not remove one that has children of its own:
-they name it as their parent.
+parent has the child's size and shows what the child did, and the child, which
+still opens, is not needed any more: --remove removes it. Do not remove one that
+has children of its own: they name it as their parent.
 
-Other children of the parent do not open any more: merge only an image whose
-parent has no other child. To leave all images as they are, make one of the
-chain with vhdxctl convert.
+Other children of the parent would not open any more. They are looked for beside
+the parent and beside the child (*.vhdx, *.avhdx), and if there is one, nothing is
+done unless you say --force. Those in other directories are not found. To leave
+all images as they are, make one of the chain with vhdxctl convert.
+
+If the child's disk is smaller than the parent's, what the parent has beyond the
+child's end is gone afterwards: --cut-data allows that for more than zeros.
 
 Ctrl-C, a power cut or an error leaves a chain that opens and shows the same. Run the
 command again to go on.`,
@@ -42,7 +50,7 @@ command again to go on.`,
   vhdxctl chain child.vhdx    (shows which image is the parent)`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			r, err := a.merge(ctx, args[0], remove, quiet)
+			r, err := a.merge(ctx, args[0], o)
 			if errors.Is(err, context.Canceled) {
 				err = fmt.Errorf("%w: %w", errMergedInPart, err)
 			}
@@ -54,8 +62,10 @@ command again to go on.`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVar(&remove, "remove", false, "remove the child's file once it is merged")
-	f.BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
+	f.BoolVar(&o.remove, "remove", false, "remove the child's file once it is merged")
+	f.BoolVar(&o.force, "force", false, "merge although other children of the parent will not open any more")
+	f.BoolVar(&o.cutData, "cut-data", false, "let the parent lose data beyond the end of a smaller child")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress bar")
 	return cmd
 }
 
@@ -64,35 +74,40 @@ var (
 	errNoParent     = errors.New("it has no parent")
 )
 
-func (a *app) merge(ctx context.Context, child string, remove, quiet bool) (mergeResult, error) {
+func (a *app) merge(ctx context.Context, child string, o mergeOptions) (mergeResult, error) {
 	parent, err := a.parentOf(child)
 	if err != nil {
 		return mergeResult{}, err
 	}
-	bar := a.progress(ctx, quiet, "merging")
-	err = vhdx.Merge(ctx, child, parent, vhdx.MergeOptions{Parents: a.parentsOf(child), Progress: bar.report})
+	if !o.force {
+		if err := a.refuseSiblings(ctx, child, parent); err != nil {
+			return mergeResult{}, err
+		}
+	}
+	bar := a.progress(ctx, o.quiet, "merging")
+	err = vhdx.Merge(ctx, child, parent.File, vhdx.MergeOptions{Parents: a.parentsOf(child), CutData: o.cutData, Progress: bar.report})
 	bar.end()
-	r := mergeResult{Child: child, Parent: parent, Removed: remove}
-	if err == nil && remove {
+	r := mergeResult{Child: child, Parent: parent.File, Removed: o.remove}
+	if err == nil && o.remove {
 		err = os.Remove(child)
 	}
 	return r, err
 }
 
-// parentOf is the file that an image's parent is in.
-func (a *app) parentOf(child string) (string, error) {
+// parentOf is the image that another's parent is.
+func (a *app) parentOf(child string) (vhdx.Layer, error) {
 	im, err := a.openReadOnly(child)
 	if err != nil {
-		return "", err
+		return vhdx.Layer{}, err
 	}
 	layers := im.Layers()
 	if err := im.Close(); err != nil {
-		return "", err
+		return vhdx.Layer{}, err
 	}
 	if len(layers) < 2 {
-		return "", fmt.Errorf("%s: %w", child, errNoParent)
+		return vhdx.Layer{}, fmt.Errorf("%s: %w", child, errNoParent)
 	}
-	return layers[1].File, nil
+	return layers[1], nil
 }
 
 func (r mergeResult) print(w io.Writer) {

@@ -199,6 +199,17 @@ func (im *Image) Layers() []Layer {
 	return layers
 }
 
+// ReadParentLink reads what the image in f says of its parent, and nothing
+// behind that: neither its BAT nor the parent. nil: it has none. A dirty log is
+// applied in memory. f stays open.
+func ReadParentLink(f File) (*ParentLink, error) {
+	im := &Image{f: f, name: f.Name(), opts: OpenOptions{ReadOnly: true}}
+	if err := im.openHead(); err != nil {
+		return nil, err
+	}
+	return im.parentLink(), nil
+}
+
 func (im *Image) parentLink() *ParentLink {
 	if !im.metadata.params.HasParent {
 		return nil

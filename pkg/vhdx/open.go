@@ -49,6 +49,26 @@ func Open(f File, o OpenOptions) (*Image, error) {
 }
 
 func (im *Image) open() error {
+	if err := im.openHead(); err != nil {
+		return err
+	}
+	im.blockSize = int64(im.metadata.params.BlockSize)
+	im.blockShift = uint(bits.TrailingZeros32(im.metadata.params.BlockSize))
+	im.size.Store(im.metadata.virtualSize)
+	if im.metadata.params.LeaveBlocksAllocated {
+		im.fixedEnd = im.fileEnd
+	}
+	if err := im.loadBAT(); err != nil {
+		return err
+	}
+	if err := im.openChain(); err != nil {
+		return err
+	}
+	return im.resume()
+}
+
+// openHead reads what leads to the BAT.
+func (im *Image) openHead() error {
 	size, err := im.f.Size()
 	if err != nil {
 		return err
@@ -79,22 +99,8 @@ func (im *Image) open() error {
 	if err := im.loadRegions(); err != nil {
 		return err
 	}
-	if im.metadata, err = loadMetadata(im.f, im.regions.metadata); err != nil {
-		return err
-	}
-	im.blockSize = int64(im.metadata.params.BlockSize)
-	im.blockShift = uint(bits.TrailingZeros32(im.metadata.params.BlockSize))
-	im.size.Store(im.metadata.virtualSize)
-	if im.metadata.params.LeaveBlocksAllocated {
-		im.fixedEnd = im.fileEnd
-	}
-	if err := im.loadBAT(); err != nil {
-		return err
-	}
-	if err := im.openChain(); err != nil {
-		return err
-	}
-	return im.resume()
+	im.metadata, err = loadMetadata(im.f, im.regions.metadata)
+	return err
 }
 
 func (im *Image) loadIdentifier() error {
