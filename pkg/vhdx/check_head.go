@@ -140,6 +140,31 @@ func (c *checker) checkLog() error {
 		Repair: "replay it",
 	})
 	c.plan.replay = true
+	return c.checkGap()
+}
+
+// checkGap looks for valid entries that follow the head of the active sequence
+// with at least one missing between: no replay reaches them.
+func (c *checker) checkGap() error {
+	l, s, err := c.im.activeLog()
+	if err != nil {
+		return err
+	}
+	last := s.head.SequenceNumber
+	first := ondisk.LogEntryHeader{}
+	var place uint32
+	for pos, h := range l.found {
+		if h.SequenceNumber > last && (first.SequenceNumber == 0 || h.SequenceNumber < first.SequenceNumber) {
+			first, place = h, pos
+		}
+	}
+	if first.SequenceNumber > 0 {
+		c.add(Finding{
+			Code: CodeLogGap, Severity: SeverityNote, Place: at("log entry", l.offset+int64(place)),
+			Text:   fmt.Sprintf("its number is %d, and nothing valid lies between it and entry %d, the last that a replay reaches", first.SequenceNumber, last),
+			Advice: "a power cut leaves such, and nothing that was flushed is missing; without one the log has been damaged, and what it held from there on is lost",
+		})
+	}
 	return nil
 }
 

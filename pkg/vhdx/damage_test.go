@@ -106,6 +106,11 @@ var damages = []damage{
 		finds: []string{"corrupt identifier", "warning header-invalid", "warning log-dirty", "warning region-table", "leak leak-tail"}, shows: 4,
 	},
 	{
+		// The entries are in the sectors 1, 2, 4, 6 and 8.
+		name: "a dirty log with a hole", dirty: true, spoil: func(s *spoil) { s.put(mib+6*4096+100, 'x') },
+		finds: []string{"warning log-dirty", "note log-gap", "leak leak-tail"}, shows: 2,
+	},
+	{
 		name: "a dirty log that the file ends in", dirty: true, spoil: func(s *spoil) { s.Truncate(mib + 8192) },
 		finds: []string{"corrupt file-truncated"}, left: []string{"corrupt file-truncated"},
 	},
@@ -356,9 +361,9 @@ func dirtySpoil(t *testing.T) *spoil {
 		if _, err := im.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, 4096), i*mib); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if err := im.Flush(); err != nil {
-		t.Fatal(err)
+		if err := im.Flush(); err != nil { // an entry each, of two sectors
+			t.Fatal(err)
+		}
 	}
 	left := s.Clone()
 	closeImage(t, im)
