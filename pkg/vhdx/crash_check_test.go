@@ -21,15 +21,16 @@ func checkCut(image *vhdxtest.File) error {
 }
 
 // checkClean: Check finds nothing worth a repair in what was closed, but for
-// space that a session without writes leaves unused, and bits of blocks that
-// are not partially present any more: they mean nothing (I-CHAIN-6).
+// space that a session without writes leaves unused, bits of blocks that
+// are not partially present any more: they mean nothing (I-CHAIN-6); and the
+// second GUID that a merge leaves in a child which is not needed any more.
 func checkClean(image *vhdxtest.File) error {
 	r, err := vhdx.Check(context.Background(), image, vhdx.CheckOptions{})
 	if err != nil {
 		return err
 	}
 	for _, f := range r.Findings {
-		if f.Severity != vhdx.SeverityNote && f.Severity != vhdx.SeverityLeak && f.Code != vhdx.CodeBitmapStale {
+		if f.Severity != vhdx.SeverityNote && f.Severity != vhdx.SeverityLeak && f.Code != vhdx.CodeBitmapStale && f.Code != vhdx.CodeMergeUnfinished {
 			return fmt.Errorf("closed, and check finds: %v", f)
 		}
 	}

@@ -52,7 +52,7 @@ func (w *world) close(im *vhdx.Image) error {
 func (w *world) file(name string) worldFile {
 	f := w.files[name]
 	f.Reopen()
-	return worldFile{f, w}
+	return worldFile{f, w.step}
 }
 
 // merging merges the top of a chain into its parent. The top shows the same at
@@ -118,7 +118,7 @@ func (w *world) replacing() error {
 		return err
 	}
 	o := vhdx.CollapseOptions{Layers: 2, RelativePath: "layer-0"}.Step(2 * mib)
-	if err := errors.Join(top.CollapseOn(context.Background(), worldFile{merged, w}, o), top.Close(), w.failed); err != nil {
+	if err := errors.Join(top.CollapseOn(context.Background(), worldFile{merged, w.step}, o), top.Close(), w.failed); err != nil {
 		return err
 	}
 	w.changed = func(memParents, string) error { return nil }

@@ -34,26 +34,26 @@ type world struct {
 // worldFile is a file of the world in use.
 type worldFile struct {
 	*vhdxtest.File
-	w *world
+	step func()
 }
 
 func (f worldFile) WriteAt(p []byte, off int64) (int, error) {
-	defer f.w.step()
+	defer f.step()
 	return f.File.WriteAt(p, off)
 }
 
 func (f worldFile) Sync() error {
-	defer f.w.step()
+	defer f.step()
 	return f.File.Sync()
 }
 
 func (f worldFile) Truncate(size int64) error {
-	defer f.w.step()
+	defer f.step()
 	return f.File.Truncate(size)
 }
 
 func (f worldFile) PunchHole(off, n int64) error {
-	defer f.w.step()
+	defer f.step()
 	return f.File.PunchHole(off, n)
 }
 
@@ -84,7 +84,7 @@ func (w *world) open() (*vhdx.Image, error) {
 	f := w.files[w.heads[0]]
 	w.mu.Unlock()
 	f.Reopen()
-	return vhdx.Open(worldFile{f, w}, o)
+	return vhdx.Open(worldFile{f, w.step}, o)
 }
 
 // step cuts here.
@@ -224,7 +224,7 @@ func (w *world) rotate(im *vhdx.Image, n int, refuse error) error {
 	w.mu.Lock()
 	w.files[name] = f
 	w.mu.Unlock()
-	err := im.Rotate(worldFile{f, w}, func() error {
+	err := im.Rotate(worldFile{f, w.step}, func() error {
 		w.mu.Lock()
 		w.heads = append(w.heads, name)
 		w.mu.Unlock()

@@ -3,6 +3,7 @@ package vhdx_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -15,6 +16,7 @@ import (
 // what is done, and makes a failure small.
 type machine struct {
 	*run
+	family *family
 }
 
 // machineActions are what may be done, by name. Each judges its own outcome;
@@ -32,13 +34,23 @@ var machineActions = map[string]func(*machine, *rapid.T) error{
 	"shrink":  (*machine).shrinkDrawn,
 	"compact": (*machine).compactDrawn,
 	"reopen":  func(m *machine, _ *rapid.T) error { return m.reopen() },
-	"kill":    func(m *machine, _ *rapid.T) error { return m.kill() },
+	"kill":    (*machine).killed,
 	"cut":     (*machine).cutDrawn,
+}
+
+// chainActions are what some machines do besides.
+var chainActions = map[string]func(*machine, *rapid.T) error{
+	"rotate":   (*machine).rotateDrawn,
+	"child":    (*machine).childDrawn,
+	"merge":    (*machine).mergeDrawn,
+	"collapse": (*machine).collapseDrawn,
+	"replace":  (*machine).replaceDrawn,
 }
 
 // TestMachine plays reads, writes, zeroes, discards, flushes, sizes,
 // compactions, reopens, deaths of the process and power cuts against the byte
-// model, on images of any kind.
+// model, on images of any kind, alone and as heads of chains, which it rotates,
+// merges and collapses.
 func TestMachine(t *testing.T) {
 	skipSlowRace(t)
 	rapid.Check(t, func(t *rapid.T) {
@@ -46,7 +58,11 @@ func TestMachine(t *testing.T) {
 		actions := map[string]func(*rapid.T){"": func(t *rapid.T) {
 			m.must(t, m.checkLive())
 		}}
-		for name, do := range machineActions {
+		all := maps.Clone(machineActions)
+		if rapid.IntRange(0, 2).Draw(t, "alone") == 0 {
+			maps.Copy(all, chainActions)
+		}
+		for name, do := range all {
 			actions[name] = func(t *rapid.T) {
 				err := do(m, t)
 				if err != nil {
@@ -82,7 +98,9 @@ func newMachine(t *rapid.T) *machine {
 	h := newHarness(1, newVisits())
 	h.opts.GrowthStep = kind.growth
 	h.look = func(*vhdxtest.Snapshot) {} // no cuts but those that are drawn
-	m := &machine{&run{h: h, kind: kind, file: vhdxtest.NewFile("machine.vhdx")}}
+	m := &machine{run: &run{h: h, kind: kind, file: vhdxtest.NewFile("machine.vhdx")}}
+	m.family = newFamily(m.file, o.BlockSize)
+	h.opts.Parents = m.family.files
 	m.seed(1)
 	_, err := vhdx.CreateOn(m.file, o)
 	m.must(t, err)
@@ -145,6 +163,13 @@ func (m *machine) compactDrawn(t *rapid.T) error {
 	return err
 }
 
+// killed ends the process, which leaves another file of the same name.
+func (m *machine) killed(*rapid.T) error {
+	err := m.kill()
+	m.family.files[m.family.name(0)] = m.file
+	return err
+}
+
 // cutDrawn cuts the power and goes on with what is left.
 func (m *machine) cutDrawn(t *rapid.T) error {
 	snap := m.file.Snapshot()
@@ -154,6 +179,7 @@ func (m *machine) cutDrawn(t *rapid.T) error {
 	_ = m.file.Close()
 	before := m.session
 	m.file = image
+	m.family.files[m.family.name(0)] = image
 	start := image.Clone() // the open may replay it
 	if err := m.open(nil); err != nil {
 		return fmt.Errorf("open what %s left: %w", plan.Name, err)
