@@ -3,6 +3,7 @@ package vhdx
 import (
 	"fmt"
 	"maps"
+	"sync/atomic"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
@@ -76,9 +77,10 @@ func (im *Image) claimZeros(off, n int64) error {
 
 // hideParent makes the new blocks of a disk that grows read zero where the
 // parent would show, and takes from all of them what another program left in
-// the last chunk of the old table. Caller holds committing; nobody else is
+// the last chunk of the old table. Pages of a table that moves, and is written
+// as a whole, need not be logged. Caller holds committing; nobody else is
 // there yet.
-func (im *Image) hideParent(old *bat) {
+func (im *Image) hideParent(old *bat, moved bool) {
 	below := im.below.Load()
 	if below == nil {
 		return
@@ -92,6 +94,10 @@ func (im *Image) hideParent(old *bat) {
 		if block < hidden {
 			is = ondisk.MakeBATEntry(ondisk.BlockZero, 0)
 		}
+		if moved && index >= int64(len(old.entries)) {
+			atomic.StoreUint64(&b.entries[index], uint64(is))
+			continue
+		}
 		b.set(index, is)
 		if was.Offset() > 0 {
 			s.mu.Lock()
@@ -102,36 +108,43 @@ func (im *Image) hideParent(old *bat) {
 }
 
 // forgetBeyond takes what lies beyond the smaller size, which is durable, out
-// of the tables. Should it not come to that, nothing reads it. Caller holds
-// committing.
+// of the tables. Should it not come to that, nothing reads it.
 func (im *Image) forgetBeyond(size int64) error {
+	im.committing.Lock()
+	defer im.committing.Unlock()
 	b := im.bat.Load()
 	g := im.metadata.geometry(size)
-	if !g.HasParent {
-		im.swapBAT(g, b.offset, b.length)
-		return nil
-	}
-	bitmaps := im.dropEntries(b, g)
-	if err := im.commitLocked(); err != nil { // a growth does not log what is zero in its new pages
-		return err
+	var bitmaps []extent
+	if g.HasParent {
+		bitmaps = im.dropEntries(b, g)
+		if err := im.commitLocked(); err != nil { // a growth does not log what is zero in its new pages
+			return err
+		}
 	}
 	im.swapBAT(g, b.offset, b.length)
+	if im.fixedEnd > 0 {
+		im.fixedEnd = min(im.fixedEnd, im.usedEnd()+im.missing()*im.blockSize)
+	}
 	for _, e := range bitmaps {
 		im.retireMetadata(e)
 	}
+	im.forgetBits(g.BitmapBlocks())
+	return nil
+}
+
+// forgetBits forgets what was to become of the sector bitmaps from a chunk on.
+func (im *Image) forgetBits(from int64) {
 	s := &im.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	chunks := g.BitmapBlocks()
-	maps.DeleteFunc(s.dirtyBits, func(page int64, _ struct{}) bool { return page/pagesPerBitmap >= chunks })
+	maps.DeleteFunc(s.dirtyBits, func(page int64, _ struct{}) bool { return page/pagesPerBitmap >= from })
 	maps.DeleteFunc(s.bitmaps, func(chunk, off int64) bool {
-		if chunk < chunks {
+		if chunk < from {
 			return false
 		}
 		s.release(extent{off, ondisk.BitmapBlockSize}) // never used: still proven zero
 		return true
 	})
-	return nil
 }
 
 // dropEntries clears the entries and bits beyond the end of a smaller disk, and

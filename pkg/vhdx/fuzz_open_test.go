@@ -256,6 +256,7 @@ func writeHostile(im *vhdx.Image) (done bool, err error) {
 		}
 		return err
 	}
+	shows := false // something, where the disk has grown
 	block := im.Info().BlockSize
 	for _, change := range []func() error{
 		im.Flush,
@@ -265,6 +266,12 @@ func writeHostile(im *vhdx.Image) (done bool, err error) {
 		compact,
 		func() error { return im.Grow(size + sector) },
 		func() error {
+			if _, err := im.ReadAt(got, size); err == nil || errors.Is(err, io.EOF) {
+				shows = !allZero(got)
+			}
+			return nil
+		},
+		func() error {
 			return im.Resize(max(sector, size/2/sector*sector), vhdx.ResizeOptions{CutData: true})
 		},
 		compact,
@@ -272,6 +279,9 @@ func writeHostile(im *vhdx.Image) (done bool, err error) {
 	} {
 		if err := change(); err != nil {
 			return false, nil
+		}
+		if shows {
+			return false, errors.New("what the disk gained in size does not read zero")
 		}
 	}
 	return true, nil

@@ -74,9 +74,9 @@ func (im *Image) growLocked(size int64) error {
 	}
 	im.swapBAT(g, int64(region.Offset), int64(region.Length))
 	if im.opts.omit.has(orderHideThenSize) {
-		defer im.hideParent(old)
+		defer im.hideParent(old, false)
 	} else {
-		im.hideParent(old)
+		im.hideParent(old, moved)
 	}
 	table, pages, err := im.prepareGrowth(old, region, moved, size)
 	if err != nil {

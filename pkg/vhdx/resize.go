@@ -50,8 +50,9 @@ func (im *Image) Resize(size int64, o ResizeOptions) error {
 	}
 	if err != nil {
 		im.setSize(old)
+		return err
 	}
-	return err
+	return im.forgetBeyond(size)
 }
 
 func (im *Image) checkSize(size int64) error {
@@ -87,7 +88,8 @@ func (im *Image) refuseData(size, old int64, o ResizeOptions) error {
 	return err
 }
 
-// shrink: nobody is beyond the new end any more.
+// shrink: nobody is beyond the new end any more. The size is durable when it
+// returns, and the tables are still the old ones.
 func (im *Image) shrink(size int64) error {
 	im.committing.Lock()
 	defer im.committing.Unlock()
@@ -119,12 +121,6 @@ func (im *Image) shrink(size int64) error {
 		if err := step(); err != nil {
 			return err
 		}
-	}
-	if err := im.forgetBeyond(size); err != nil {
-		return err
-	}
-	if im.fixedEnd > 0 {
-		im.fixedEnd = min(im.fixedEnd, im.usedEnd()+im.missing()*im.blockSize)
 	}
 	return nil
 }
