@@ -31,7 +31,7 @@ func newBAT(g ondisk.Geometry, offset, length int64) *bat {
 	b := &bat{
 		geometry: g, offset: offset, length: length,
 		ratio:   uint(bits.TrailingZeros64(uint64(g.ChunkRatio()))),
-		entries: make([]uint64, n),
+		entries: newWords(pages * entriesPerPage)[:n], // whole pages can be read into it
 		dirty:   make([]uint64, (pages+63)/64),
 	}
 	if g.HasParent {

@@ -67,7 +67,7 @@ func newChecker(ctx context.Context, f File, o CheckOptions) *checker {
 		ctx: ctx, raw: f, f: f, o: o,
 		r:     &Report{File: f.Name(), Findings: []Finding{}, Counts: map[Severity]int64{}, perCode: map[Code]int{}},
 		im:    &Image{f: f, name: f.Name(), opts: OpenOptions{ReadOnly: true}},
-		space: newSpaceMap(),
+		space: new(spaceMap),
 	}
 }
 

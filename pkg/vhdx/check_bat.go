@@ -1,7 +1,6 @@
 package vhdx
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -48,7 +47,7 @@ type batPass struct {
 	// the file, that the walk is in: claimed at once.
 	runFirst, runCount int64 // blocks
 	runOffset          int64
-	runNext            uint64 // the entry that goes on with it; no entry can be ^0
+	runNext            uint64 // the entry that goes on with it
 
 	clashes  []extent // space that somebody claimed second
 	anchors  bool     // there are blocks that only remember a place
@@ -56,7 +55,8 @@ type batPass struct {
 	bitmapOf func(chunk int64, e ondisk.BATEntry) error
 }
 
-const noRun = ^uint64(0)
+// noRun is followed by nothing: an entry of 0 is asked for before.
+const noRun = 0
 
 func newBATPass(c *checker) *batPass {
 	b := &batPass{
@@ -69,24 +69,28 @@ func newBATPass(c *checker) *batPass {
 	return b
 }
 
+// batChunk is how many entries are read at once. A few of them stay in the
+// processor's cache, and so does who copies them there.
+const batChunk = 32 << 10
+
 // batBuffers is how many pieces of the table are in memory: one is judged while
 // the next ones are read.
 const batBuffers = 3
 
 // piece is a part of the table.
 type piece struct {
-	first int64 // entry
-	buf   []byte
-	err   error
+	first   int64 // entry
+	entries []uint64
+	err     error
 }
 
 // stream calls do with every piece of the table, in order, while another
 // goroutine reads ahead.
-func (b *batPass) stream(do func(first int64, entries []byte) error) error {
-	total := b.g.Entries() * ondisk.BATEntrySize
-	free, full := make(chan []byte, batBuffers), make(chan piece, batBuffers)
+func (b *batPass) stream(do func(first int64, entries []uint64) error) error {
+	total := b.g.Entries()
+	free, full := make(chan []uint64, batBuffers), make(chan piece, batBuffers)
 	for range batBuffers {
-		free <- alignedBytes(int(min(batChunk, roundUp(total, ondisk.PageSize))))
+		free <- newWords(min(batChunk, roundUp(total, entriesPerPage)))
 	}
 	stopped := make(chan struct{})
 	var reader sync.WaitGroup
@@ -102,29 +106,29 @@ func (b *batPass) stream(do func(first int64, entries []byte) error) error {
 		case p.err != nil:
 			return p.err
 		}
-		if err := do(p.first, p.buf); err != nil {
+		if err := do(p.first, p.entries); err != nil {
 			return err
 		}
-		done += int64(len(p.buf))
-		free <- p.buf[:cap(p.buf)]
-		if err := b.c.told(done, total); err != nil {
+		done += int64(len(p.entries))
+		free <- p.entries[:cap(p.entries)]
+		if err := b.c.told(done*ondisk.BATEntrySize, total*ondisk.BATEntrySize); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *batPass) readAhead(total int64, free <-chan []byte, full chan<- piece, stopped <-chan struct{}) {
-	for off := int64(0); off < total; off += batChunk {
-		var buf []byte
+func (b *batPass) readAhead(total int64, free <-chan []uint64, full chan<- piece, stopped <-chan struct{}) {
+	for first := int64(0); first < total; first += batChunk {
+		var buf []uint64
 		select {
 		case buf = <-free:
 		case <-stopped:
 			return
 		}
-		n := min(batChunk, total-off)
-		err := readFull(b.c.f, buf[:min(roundUp(n, ondisk.PageSize), int64(len(buf)))], int64(b.c.bat.Offset)+off)
-		full <- piece{off / ondisk.BATEntrySize, buf[:n], err} // never blocks: as many slots as buffers
+		n := min(batChunk, total-first)
+		err := readWords(b.c.f, buf[:roundUp(n, entriesPerPage)], int64(b.c.bat.Offset)+first*ondisk.BATEntrySize)
+		full <- piece{first, buf[:n], err} // never blocks: as many slots as buffers
 	}
 }
 
@@ -141,17 +145,17 @@ func (c *checker) told(done, total int64) error {
 
 // segment judges a piece of the table: payload entries up to the next bitmap
 // entry, that one, and so on.
-func (b *batPass) segment(first int64, entries []byte) error {
-	n := int64(len(entries)) / ondisk.BATEntrySize
+func (b *batPass) segment(first int64, entries []uint64) error {
+	n := int64(len(entries))
 	for i := int64(0); i < n; {
 		index := first + i
 		if into := index % (b.ratio + 1); into < b.ratio {
 			count := min(n-i, b.ratio-into)
-			b.payload(index, entries[i*ondisk.BATEntrySize:][:count*ondisk.BATEntrySize])
+			b.payload(index, entries[i:i+count])
 			i += count
 			continue
 		}
-		if err := b.bitmapEntry(index, ondisk.DecodeBATEntry(entries, int(i))); err != nil {
+		if err := b.bitmapEntry(index, ondisk.BATEntry(entries[i])); err != nil {
 			return err
 		}
 		i++
@@ -160,37 +164,41 @@ func (b *batPass) segment(first int64, entries []byte) error {
 }
 
 // payload judges consecutive payload entries of one chunk.
-func (b *batPass) payload(first int64, entries []byte) {
+func (b *batPass) payload(first int64, entries []uint64) {
 	step := uint64(b.g.BlockSize)
 	if b.states != nil {
-		for i := 0; i < len(entries); i += ondisk.BATEntrySize {
-			b.states[first%(b.ratio+1)+int64(i/ondisk.BATEntrySize)] = entries[i] & 7
+		for i, e := range entries {
+			b.states[first%(b.ratio+1)+int64(i)] = byte(e & 7)
 		}
 	}
-	beyond := max(0, (b.g.PayloadIndex(b.blocks-1)+1-first)*ondisk.BATEntrySize)
-	for i := 0; i < len(entries); i += ondisk.BATEntrySize {
-		e := binary.LittleEndian.Uint64(entries[i:])
+	onDisk := int(min(int64(len(entries)), max(0, b.g.PayloadIndex(b.blocks-1)+1-first)))
+	for i := 0; i < onDisk; i++ {
+		e := entries[i]
 		if e == 0 {
 			b.flush()
 			continue
 		}
-		if e == b.runNext && int64(i) < beyond {
-			b.runNext += step
-			b.runCount++
+		if e == b.runNext {
+			n := runLength(entries[i:onDisk], e, step)
+			b.runNext += uint64(n) * step
+			b.runCount += int64(n)
+			i += n - 1
 			continue
 		}
 		b.flush()
-		index := first + int64(i/ondisk.BATEntrySize)
-		if e&(1<<20-1) == uint64(ondisk.BlockFullyPresent) && e>>20-1 < maxFileSize/ondisk.MiB && int64(i) < beyond {
+		index := first + int64(i)
+		if e&(1<<20-1) == uint64(ondisk.BlockFullyPresent) && e>>20-1 < maxFileSize/ondisk.MiB {
 			b.runFirst, b.runCount = index-index/(b.ratio+1), 1
 			b.runOffset, b.runNext = int64(e&^(1<<20-1)), e+step // what block does with it, at less cost
 			continue
 		}
-		if int64(i) >= beyond {
-			b.beyondDisk(index, ondisk.BATEntry(e))
-			continue
-		}
 		b.block(index, ondisk.BATEntry(e))
+	}
+	for i, e := range entries[onDisk:] {
+		b.flush()
+		if e != 0 {
+			b.beyondDisk(first+int64(onDisk+i), ondisk.BATEntry(e))
+		}
 	}
 }
 
@@ -207,7 +215,7 @@ func (b *batPass) flush() {
 		return
 	}
 	b.c.r.Allocated += n
-	if b.runOffset+length <= b.end && !b.c.space.claimed(b.runOffset, length) {
+	if b.runOffset+length <= b.end && b.c.space.claimed(b.runOffset, length) < 0 {
 		b.c.space.mark(b.runOffset, length)
 		return
 	}

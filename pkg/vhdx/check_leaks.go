@@ -137,7 +137,7 @@ func (c *checker) checkLogTargets() {
 func (c *checker) checkLogTarget(e extent) {
 	first := e.off / ondisk.MiB * ondisk.MiB
 	mib := extent{first, roundUp(e.end(), ondisk.MiB) - first}
-	if e.length == 0 || c.places.at(e.off, e.length) != "" || !c.space.claimed(mib.off, mib.length) {
+	if e.length == 0 || c.places.at(e.off, e.length) != "" || c.space.claimed(mib.off, mib.length) < 0 {
 		return
 	}
 	c.add(Finding{

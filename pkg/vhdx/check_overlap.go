@@ -57,14 +57,14 @@ type resolver struct {
 	logTold         bool
 }
 
-func (r *resolver) pass(anchors bool) func(first int64, entries []byte) error {
-	return func(first int64, entries []byte) error {
-		for i := range int64(len(entries)) / ondisk.BATEntrySize {
-			e := ondisk.DecodeBATEntry(entries, int(i))
+func (r *resolver) pass(anchors bool) func(first int64, entries []uint64) error {
+	return func(first int64, entries []uint64) error {
+		for i, word := range entries {
+			e := ondisk.BATEntry(word)
 			if e.Offset() <= 0 || e.OffsetMB() > maxFileSize/ondisk.MiB {
 				continue
 			}
-			c, isAnchor, ok := r.spaceOf(first+i, e)
+			c, isAnchor, ok := r.spaceOf(first+int64(i), e)
 			if ok && isAnchor == anchors && r.contested(c.extent) {
 				r.settle(c, e, isAnchor)
 			}

@@ -34,15 +34,15 @@ func (d *Dump) BAT(first int64, visit func(DumpedEntry) bool) error {
 	if err != nil {
 		return err
 	}
-	buf := alignedBytes(batChunk)
-	for at := max(first, 0) / entriesPerPage * entriesPerPage; at < total; at += batChunk / ondisk.BATEntrySize {
-		n := min(batChunk/ondisk.BATEntrySize, total-at)
+	buf := newWords(batChunk)
+	for at := max(first, 0) / entriesPerPage * entriesPerPage; at < total; at += batChunk {
+		n := min(batChunk, total-at)
 		off := int64(d.c.bat.Offset) + at*ondisk.BATEntrySize
-		if err := readFull(d.c.f, buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)], off); err != nil {
+		if err := readWords(d.c.f, buf[:roundUp(n, entriesPerPage)], off); err != nil {
 			return corruptRead(d.c.f, "BAT", off, err)
 		}
-		for i := range n {
-			if at+i >= first && !visit(d.entry(at+i, ondisk.DecodeBATEntry(buf, int(i)))) {
+		for i, e := range buf[:n] {
+			if index := at + int64(i); index >= first && !visit(d.entry(index, ondisk.BATEntry(e))) {
 				return nil
 			}
 		}

@@ -150,7 +150,7 @@ func (im *Image) inheritEntry(b *bat, l *layout, r JournalRecord, unmapped bool)
 	case (present(now) || b.geometry.IsBitmap(index) && now != 0) && !unmapped:
 		return fmt.Errorf("BAT entry %d is %#x already, not %#x: %w", r.Entry, uint64(now), r.Value, ErrInvalid)
 	case now.Offset() > 0 && im.opts.omit.has(orderInheritedStay):
-		l.unmark(now.Offset(), im.blockSize)
+		l.used.clear(now.Offset(), im.blockSize)
 	case now.Offset() > 0:
 		im.space.retired = append(im.space.retired, extent{now.Offset(), im.blockSize})
 	}

@@ -3,72 +3,40 @@ package vhdx
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
-// layout is the use of the file in MiB, one bit each.
+// layout is the use of the file.
 type layout struct {
-	used []uint64
+	used spaceMap
 	mib  int64 // the file's size, rounded up
 	end  int64 // bytes; a block may be claimed beyond the file's end
 }
 
 func newLayout(fileEnd int64) *layout {
-	mib := (fileEnd + ondisk.MiB - 1) / ondisk.MiB
-	l := &layout{used: make([]uint64, (mib+63)/64), mib: mib}
-	if mib > 0 {
-		l.used[0] = 1 // the header section
+	l := &layout{mib: (fileEnd + ondisk.MiB - 1) / ondisk.MiB}
+	if l.mib > 0 {
+		l.used.mark(0, ondisk.HeaderSectionSize)
 	}
 	return l
 }
 
+// inFile reports whether a range lies in the file.
+func (l *layout) inFile(off, length int64) bool {
+	return off >= 0 && length >= 0 && (off+length)/ondisk.MiB <= l.mib
+}
+
 // mark claims a range, in whole MiB, for one owner.
 func (l *layout) mark(off, length int64) error {
-	first, last := off/ondisk.MiB, (off+length)/ondisk.MiB
-	if off < 0 || length < 0 || last < first || last > l.mib {
+	if !l.inFile(off, length) {
 		return fmt.Errorf("%#x bytes at %#x reach beyond the file's end at %#x", length, off, l.mib*ondisk.MiB)
 	}
-	for i := first; i < last; {
-		mask, next := wordMask(i, last)
-		if clash := l.used[i/64] & mask; clash != 0 {
-			at := (i/64*64 + int64(bits.TrailingZeros64(clash))) * ondisk.MiB
-			return fmt.Errorf("%#x bytes at %#x overlap something else at %#x", length, off, at)
-		}
-		l.used[i/64] |= mask
-		i = next
+	if at := l.used.claimed(off, length); at >= 0 {
+		return fmt.Errorf("%#x bytes at %#x overlap something else at %#x", length, off, at)
 	}
+	l.used.mark(off, length)
 	return nil
-}
-
-// unmark is for the test that space must not be given up before its freeing is durable.
-func (l *layout) unmark(off, length int64) {
-	for i := off / ondisk.MiB; i < (off+length)/ondisk.MiB; i++ {
-		l.used[i/64] &^= 1 << (i % 64)
-	}
-}
-
-// wordMask returns the bits of [i, last) in i's word, and where the next word begins.
-func wordMask(i, last int64) (mask uint64, next int64) {
-	next = min(last, i/64*64+64)
-	return ^uint64(0) >> (64 - (next - i)) << (i % 64), next
-}
-
-// unused reports whether a range, in whole MiB, is there and nobody's.
-func (l *layout) unused(off, length int64) bool {
-	last := (off + length) / ondisk.MiB
-	if off < 0 || last > l.mib {
-		return false
-	}
-	for i := off / ondisk.MiB; i < last; {
-		mask, next := wordMask(i, last)
-		if l.used[i/64]&mask != 0 {
-			return false
-		}
-		i = next
-	}
-	return true
 }
 
 // place judges a BAT entry, claims its space and returns the entry as it is
@@ -137,23 +105,13 @@ func (l *layout) markPayload(off, blockSize int64) error {
 
 // free returns the unused ranges and the end of what is used.
 func (l *layout) free() (free []extent, end int64) {
-	start := int64(-1) // of the unused range that i is in
-	for i := int64(0); i < l.mib; i++ {
-		word := l.used[i/64]
-		used := word>>(i%64)&1 != 0
-		switch {
-		case !used && start < 0:
-			start = i
-		case used && start >= 0:
-			free = append(free, extent{start * ondisk.MiB, (i - start) * ondisk.MiB})
-			start = -1
-		}
-		if i%64 == 0 && (word == 0 || word == ^uint64(0)) {
-			i += min(63, l.mib-1-i) // nothing changes inside this word
-		}
-		if used {
-			end = (i + 1) * ondisk.MiB
-		}
+	_ = l.used.gaps(l.mib*ondisk.MiB, func(e extent) error { // fails never
+		free = append(free, e)
+		return nil
+	})
+	end = l.mib * ondisk.MiB
+	if last := len(free) - 1; last >= 0 && free[last].end() == end {
+		end, free = free[last].off, free[:last]
 	}
 	return free, max(end, l.end)
 }

@@ -1,28 +1,27 @@
 package vhdx
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
-// batChunk is how much of the table is read at once.
-const batChunk = 1 << 20
+// loadChunk is how many bytes of the table are read at once, straight to where
+// they stay.
+const loadChunk = 4 << 20
 
 // readEntries reads the table into b, judges each entry and claims its space.
 func (im *Image) readEntries(b *bat, l *layout) error {
 	n := int64(len(b.entries))
-	buf := alignedBytes(int(min(batChunk, roundUp(n*ondisk.BATEntrySize, ondisk.PageSize))))
+	pages := b.entries[:cap(b.entries)]
 	load := batLoad{im: im, b: b, l: l, next: noRun, bitmap: b.geometry.ChunkRatio()}
-	for first := int64(0); first < n; first += batChunk / ondisk.BATEntrySize {
-		count := min(n-first, batChunk/ondisk.BATEntrySize)
+	for first := int64(0); first < n; first += loadChunk / ondisk.BATEntrySize {
 		off := b.offset + first*ondisk.BATEntrySize
-		part := buf[:roundUp(count*ondisk.BATEntrySize, ondisk.PageSize)]
-		if err := readFull(im.f, part, off); err != nil {
+		end := first + loadChunk/ondisk.BATEntrySize
+		if err := readWords(im.f, pages[first:min(end, int64(len(pages)))], off); err != nil {
 			return corruptRead(im.f, "BAT", off, err)
 		}
-		if err := load.chunk(first, part[:count*ondisk.BATEntrySize]); err != nil {
+		if err := load.chunk(first, min(end, n)); err != nil {
 			return err
 		}
 	}
@@ -44,13 +43,11 @@ type batLoad struct {
 	next   uint64 // the entry that goes on with it; noRun: there is none
 }
 
-// chunk takes over consecutive entries.
-func (r *batLoad) chunk(first int64, entries []byte) error {
+// chunk judges the entries [first, end).
+func (r *batLoad) chunk(first, end int64) error {
 	step := uint64(r.b.geometry.BlockSize)
-	kept := r.b.entries[first:]
-	for i := 0; i < len(entries); i += ondisk.BATEntrySize {
-		e := binary.LittleEndian.Uint64(entries[i:])
-		index := first + int64(i)/ondisk.BATEntrySize
+	for index := first; index < end; index++ {
+		e := r.b.entries[index]
 		bitmap := index == r.bitmap
 		if bitmap {
 			r.bitmap += r.b.geometry.ChunkRatio() + 1
@@ -59,9 +56,10 @@ func (r *batLoad) chunk(first int64, entries []byte) error {
 			continue // claims nothing, and so ends no run
 		}
 		if e == r.next && !bitmap {
-			kept[index-first] = e
-			r.next += step
-			r.length += int64(step)
+			n := int64(runLength(r.b.entries[index:min(end, r.bitmap)], e, step))
+			r.next += uint64(n) * step
+			r.length += n * int64(step)
+			index += n - 1
 			continue
 		}
 		if err := r.flush(index); err != nil {
@@ -77,7 +75,7 @@ func (r *batLoad) chunk(first int64, entries []byte) error {
 	return nil
 }
 
-// single takes over one entry.
+// single judges one entry, and keeps it as it is to be.
 func (r *batLoad) single(index int64, e ondisk.BATEntry) error {
 	kept, err := r.l.place(r.b.geometry, index, e)
 	if err != nil {
@@ -96,8 +94,8 @@ func (r *batLoad) flush(end int64) error {
 	if length == 0 {
 		return nil
 	}
-	if r.l.unused(off, length) {
-		return r.l.mark(off, length)
+	if r.l.mark(off, length) == nil {
+		return nil
 	}
 	for index := r.first; index < end; index++ {
 		if e := ondisk.BATEntry(r.b.entries[index]); e != 0 {
