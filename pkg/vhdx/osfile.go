@@ -33,13 +33,12 @@ type FileOptions struct {
 // need no alignment: what direct I/O cannot take is copied, and a partial page
 // is read, changed and written under a lock of that page.
 type OSFile struct {
-	f      *os.File
-	fd     int
-	align  int // of direct I/O; 1: buffered
-	bounce sync.Pool
-	pages  [64]sync.Mutex // by page number; held over the read and the write of one partial page
-	syncs  atomic.Int64
-	id     FileID
+	f     *os.File
+	fd    int
+	align int            // of direct I/O; 1: buffered
+	pages [64]sync.Mutex // by page number; held over the read and the write of one partial page
+	syncs atomic.Int64
+	id    FileID
 }
 
 // NewOSFile takes f over, a regular file opened for reading and, unless
@@ -59,7 +58,6 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
 		of.id = FileID{sys.Dev, sys.Ino}
 	}
-	of.bounce.New = func() any { b := alignedBytes(bounceSize); return &b }
 	if !o.NoLock {
 		if err := of.lock(!o.ReadOnly); err != nil {
 			return nil, err
@@ -72,6 +70,10 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 }
 
 const bounceSize = 1 << 20
+
+// bounce has what goes between direct I/O and memory that it cannot take. All
+// files share it: one each would be 64 MiB for a chain of 64.
+var bounce = sync.Pool{New: func() any { b := alignedBytes(bounceSize); return &b }}
 
 func (f *OSFile) lock(exclusive bool) error {
 	l := unix.Flock_t{Type: unix.F_RDLCK}
@@ -128,8 +130,8 @@ func (f *OSFile) ReadAt(p []byte, off int64) (int, error) {
 	if f.aligned(p, off) {
 		return f.pread(p, off)
 	}
-	buf := f.bounce.Get().(*[]byte)
-	defer f.bounce.Put(buf)
+	buf := bounce.Get().(*[]byte)
+	defer bounce.Put(buf)
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
@@ -154,8 +156,8 @@ func (f *OSFile) WriteAt(p []byte, off int64) (int, error) {
 	if f.aligned(p, off) {
 		return f.pwrite(p, off)
 	}
-	buf := f.bounce.Get().(*[]byte)
-	defer f.bounce.Put(buf)
+	buf := bounce.Get().(*[]byte)
+	defer bounce.Put(buf)
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
