@@ -24,18 +24,25 @@ func (b *bench) layering() []line {
 		}
 		return command(context.Background(), b.o.vhdxctl, "convert", "-q", top, flat)
 	})
+	count := scale(b, "30000", "200")
 	read := func(image, jobs string) side {
-		s := b.ours("bench", "--json", "-q", "-c", scale(b, "30000", "200"), "-S", randomStep, "-d", jobs, image)
+		s := b.ours("bench", "--json", "-q", "-c", count, "-S", randomStep, "-d", jobs, image)
 		s.inside = true
 		return s
+	}
+	plain := func(image, jobs string) side {
+		return side{args: []string{b.self, plainCommand, "-count", count, "-jobs", jobs, image}, inside: true}
 	}
 	cp := func(from, to string) *side { return &side{args: []string{plainCopy, from, to}, unsynced: true} }
 	var all []line
 	for _, jobs := range []string{"1", "8"} {
-		one := read(flat, jobs)
+		one, onePlain := read(flat, jobs), plain(flat, jobs)
 		all = append(all, line{
 			name: fmt.Sprintf("random 4 KiB read, jobs: %s, %d layers (against 1 layer)", jobs, depth), want: 0.9, peer: "1 layer",
 			reads: []string{flat}, make: makeChain, ours: read(top, jobs), theirs: &one,
+		}, line{
+			name: fmt.Sprintf("the same reads by pread alone, jobs: %s, the layers' files (against 1 file)", jobs), peer: "1 file",
+			reads: []string{flat}, make: makeChain, ours: plain(top, jobs), theirs: &onePlain,
 		})
 	}
 	out := b.path("out.vhdx")

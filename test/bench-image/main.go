@@ -50,6 +50,13 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == plainCommand {
+		if err := plain(os.Args[2:], os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-image:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var o options
 	var only string
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "measure on the file system of this `directory`, which needs 35 GiB of room")
@@ -84,6 +91,9 @@ func run(ctx context.Context, o options, out, notes io.Writer) (err error) {
 		}
 	}
 	b := &bench{o: o}
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
 	if b.dir, err = os.MkdirTemp(o.dir, "bench-image-"); err != nil {
 		return err
 	}

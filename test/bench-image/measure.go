@@ -20,6 +20,7 @@ import (
 type bench struct {
 	o       options
 	dir     string
+	self    string // this program
 	mounted string // where the XFS is; "": nowhere
 	made    map[string]bool
 }
