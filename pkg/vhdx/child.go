@@ -90,7 +90,7 @@ func (im *Image) CreateChildOn(f File, o ChildOptions) (Created, error) {
 	if err != nil {
 		return fail(err)
 	}
-	c := &creation{f: f, o: done.Options, buf: alignedBytes(createChunk), link: link}
+	c := &creation{f: f, o: done.Options, link: link}
 	if err := c.run(); err != nil {
 		return fail(err)
 	}

@@ -171,7 +171,7 @@ func (c *collapse) create(f File) error {
 	if err != nil {
 		return err
 	}
-	return (&creation{f: f, o: done.Options, buf: alignedBytes(createChunk), link: link}).run()
+	return (&creation{f: f, o: done.Options, link: link}).run()
 }
 
 // run merges from where the mark says on.

@@ -25,7 +25,7 @@ func CreateOn(f File, o CreateOptions) (Created, error) {
 	if err != nil {
 		return Created{}, fmt.Errorf("create %s: %w", f.Name(), err)
 	}
-	c := &creation{f: f, o: done.Options, buf: alignedBytes(createChunk)}
+	c := &creation{f: f, o: done.Options}
 	if err := c.run(); err != nil {
 		return Created{}, fmt.Errorf("create %s: %w", f.Name(), err)
 	}
@@ -33,16 +33,15 @@ func CreateOn(f File, o CreateOptions) (Created, error) {
 }
 
 const (
-	createChunk    = 4 * ondisk.MiB // of zeros or BAT entries, written at once
-	createAllocate = 1 << 30        // reserved at once, so that Progress is told now and then
-	locatorRoom    = 128 << 10      // two paths of the greatest length
+	createChunk    = ondisk.MiB // of zeros, BAT entries or metadata, written at once
+	createAllocate = 16 << 30   // reserved at once, so that Progress is told now and then
+	locatorRoom    = 128 << 10  // two paths of the greatest length
 )
 
 // creation is a CreateOn under way.
 type creation struct {
-	f   File
-	o   CreateOptions // complete
-	buf []byte
+	f File
+	o CreateOptions // complete
 
 	link *parentLink // whose disk it is, and what a differencing image lies on; nil: a disk of its own
 
@@ -95,7 +94,7 @@ func (c *creation) allocate() error {
 		}
 		if errors.Is(err, errors.ErrUnsupported) {
 			ok, n = false, min(end-off, createChunk)
-			_, err = c.f.WriteAt(c.buf[:n], off)
+			_, err = c.f.WriteAt(zeros[:n], off)
 		}
 		if err != nil {
 			return err
@@ -113,7 +112,7 @@ func (c *creation) allocate() error {
 // image's BAT (NOT_PRESENT throughout) among it.
 func (c *creation) zeroMetadata() error {
 	for off := int64(0); off < c.payloadOffset; off += createChunk {
-		if _, err := c.f.WriteAt(c.buf[:min(createChunk, c.payloadOffset-off)], off); err != nil {
+		if _, err := c.f.WriteAt(zeros[:min(createChunk, c.payloadOffset-off)], off); err != nil {
 			return err
 		}
 	}
@@ -126,9 +125,11 @@ func (c *creation) writeBAT() error {
 		return nil
 	}
 	const perChunk = createChunk / ondisk.BATEntrySize
-	for first, entries := int64(0), c.geometry.Entries(); first < entries; first += perChunk {
+	entries := c.geometry.Entries()
+	buf := alignedBytes(int(roundUp(min(perChunk, entries)*ondisk.BATEntrySize, ondisk.PageSize)))
+	for first := int64(0); first < entries; first += perChunk {
 		n := min(perChunk, entries-first)
-		pages := c.buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)]
+		pages := buf[:roundUp(n*ondisk.BATEntrySize, ondisk.PageSize)]
 		clear(pages)
 		for i := range n {
 			if index := first + i; !c.geometry.IsBitmap(index) {
@@ -193,9 +194,10 @@ func (c *creation) encodeMetadata() ([]byte, error) {
 }
 
 func (c *creation) writeMetadata() error {
-	for done := 0; done < len(c.metadata); done += len(c.buf) {
-		n := copy(c.buf, c.metadata[done:])
-		pages := c.buf[:roundUp(n, ondisk.PageSize)]
+	buf := alignedBytes(min(createChunk, roundUp(len(c.metadata), ondisk.PageSize)))
+	for done := 0; done < len(c.metadata); done += len(buf) {
+		n := copy(buf, c.metadata[done:])
+		pages := buf[:roundUp(n, ondisk.PageSize)]
 		clear(pages[n:])
 		if _, err := c.f.WriteAt(pages, c.metadataOffset+int64(done)); err != nil {
 			return err
@@ -210,26 +212,21 @@ func (c *creation) writeRegions() error {
 		{ID: ondisk.RegionBAT, Offset: uint64(c.batOffset), Length: uint32(c.geometry.BATLength()), Required: true},
 		{ID: ondisk.RegionMetadata, Offset: uint64(c.metadataOffset), Length: uint32(c.metadataLength), Required: true},
 	}}
-	b := alignedBytes(ondisk.RegionTableSize)
-	if err := table.Encode(b); err != nil {
-		return err
-	}
-	for _, off := range []int64{ondisk.RegionTable1Offset, ondisk.RegionTable2Offset} {
-		if _, err := c.f.WriteAt(b, off); err != nil {
+	b := alignedBytes(2 * ondisk.RegionTableSize) // one behind the other
+	for copies := b; len(copies) > 0; copies = copies[ondisk.RegionTableSize:] {
+		if err := table.Encode(copies[:ondisk.RegionTableSize]); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err := c.f.WriteAt(b, ondisk.RegionTable1Offset)
+	return err
 }
 
 // writeHeaders writes the file identifier and both headers, which differ in
 // nothing but the sequence number.
 func (c *creation) writeHeaders() error {
-	b := alignedBytes(ondisk.HeaderSize)
-	if err := (ondisk.FileIdentifier{Creator: c.o.Creator}).Encode(b); err != nil {
-		return err
-	}
-	if _, err := c.f.WriteAt(b, ondisk.IdentifierOffset); err != nil {
+	b := alignedBytes(int(headerOffsets[1] + ondisk.HeaderSize))
+	if err := (ondisk.FileIdentifier{Creator: c.o.Creator}).Encode(b[:ondisk.IdentifierSize]); err != nil {
 		return err
 	}
 	h := ondisk.Header{
@@ -241,14 +238,13 @@ func (c *creation) writeHeaders() error {
 		LogOffset:      ondisk.HeaderSectionSize,
 	}
 	for _, off := range headerOffsets {
-		h.Encode(b)
-		if back, err := ondisk.DecodeHeader(b); err != nil || back != h {
+		one := b[off : off+ondisk.HeaderSize]
+		h.Encode(one)
+		if back, err := ondisk.DecodeHeader(one); err != nil || back != h {
 			return fmt.Errorf("header does not read back as it was encoded: %+v: %w", back, err)
-		}
-		if _, err := c.f.WriteAt(b, off); err != nil {
-			return err
 		}
 		h.SequenceNumber++
 	}
-	return nil
+	_, err := c.f.WriteAt(b, 0) // what lies between them is zero already
+	return err
 }

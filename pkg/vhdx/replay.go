@@ -121,7 +121,8 @@ func (im *Image) zeroFile(off, end int64) error {
 	return im.writeZeros(off, end)
 }
 
-// zeros is written where a range must read zero and the file cannot punch.
+// zeros is written where a range must read zero, and compared with. Nothing
+// ever changes it.
 var zeros = alignedBytes(1 << 20)
 
 // overlayFile is a file with a log applied in memory, for read-only opens.
