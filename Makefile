@@ -103,6 +103,32 @@ lint-selftest: $(BIN)/tools/golangci-lint ## plant a forbidden import for each d
 .PHONY: verify
 verify: test demo ## what CI runs
 
+.PHONY: build-all
+build-all: ## that the binaries compile for every architecture the image is for
+	for arch in amd64 arm64; do CGO_ENABLED=0 GOARCH=$$arch $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/linux-$$arch/ ./cmd/vhdx-csi ./cmd/vhdxctl; done
+
+# Kubernetes and the sidecars. Their versions stand in test/e2e/go.mod alone.
+CLUSTER         := $(BIN)/cluster
+KUBE_VERSION     = $(shell $(GO) list -C test/e2e -m -f '{{.Version}}' k8s.io/kubernetes)
+KUBE_STAMP       = k8s.io/component-base/version
+KUBE_LDFLAGS     = -s -w -X $(KUBE_STAMP).gitVersion=$(KUBE_VERSION) -X $(KUBE_STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBE_VERSION:v%=%))) \
+	-X $(KUBE_STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION))) -X $(KUBE_STAMP).gitTreeState=clean
+START_CLUSTER    = $(AS_ROOT) $(CLUSTER)/cluster -bin $(CLUSTER) -plugin $(BIN) -version $(VERSION)
+
+.PHONY: cluster-build
+cluster-build: build
+	@hack/deps.sh cluster
+	CGO_ENABLED=0 $(GO) build -C test/e2e -ldflags '$(KUBE_LDFLAGS)' -o $(CLUSTER)/ tool ./cmd/...
+
+.PHONY: cluster
+cluster: cluster-build ## a throw-away Kubernetes with the driver in it: a shell there, or RUN='kubectl get pods -A'
+	@$(START_CLUSTER) $(if $(RUN),bash -c '$(subst ','\'',$(RUN))')
+
+.PHONY: e2e
+e2e: cluster-build ## the end-to-end tests in such a cluster; E2E_FLAGS='-run TestX'
+	CGO_ENABLED=0 $(GO) test -C test/e2e -c -o /dev/null .
+	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 30m $(E2E_FLAGS) .
+
 .PHONY: image
 image: ## the container image, with docker or buildah, whichever is there
 	@IMAGE=$(IMAGE) VERSION=$(VERSION) hack/image.sh

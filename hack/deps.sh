@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the OS packages that building, testing and the demo need.
 # Quick and silent when all of them are there. `deps.sh bench` adds what
-# `make bench` compares with.
+# `make bench` compares with, `deps.sh cluster` what a Kubernetes node needs.
 set -euo pipefail
 
 packages=(
@@ -12,9 +12,18 @@ packages=(
 	fio strace procps              # load, and counting sync calls
 	git ca-certificates
 )
-if [ "${1:-}" = bench ]; then
+case "${1:-}" in
+bench)
 	packages+=(qemu-system-common) # qemu-storage-daemon
-fi
+	;;
+cluster)
+	packages+=(
+		containerd runc containernetworking-plugins # what runs the pods
+		iproute2 iptables openssl                   # the node's network, its keys
+		busybox-static mmdebstrap                   # images
+	)
+	;;
+esac
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 	echo "deps: no apt here. Install what corresponds to these Debian packages, then run make again with DEPS_SKIP=1:" >&2

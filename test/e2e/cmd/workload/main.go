@@ -1,0 +1,99 @@
+// Command workload is what the end-to-end tests run in their pods. It works on
+// one file or raw device and tells over HTTP how it goes:
+//
+//	workload fill   PATH SIZE SEED   writes SIZE bytes that SEED decides, syncs, is ready
+//	workload check  PATH SIZE SEED   reads them again past the page cache; anything else fails
+//	workload churn  PATH SIZE SEED   writes without fsync and verifies past the page cache, until it is told to stop
+//
+// GET /status gives a Status as JSON and 503 until the program is ready, which
+// is what the readiness probe asks for. POST /reset forgets the longest gap.
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Status is what the tests ask for.
+type Status struct {
+	Ready    bool
+	Sum      string        // of fill and check: SHA-256 of the content
+	Writes   int64         // of churn, blocks
+	Verified int64         // of churn, blocks
+	Gap      time.Duration // longest single read or write since the last reset
+	Size     int64         // of the filesystem or the device, now
+	Error    string        // first failed I/O or wrong byte; the program stays
+}
+
+type reporter struct {
+	mu sync.Mutex
+	Status
+}
+
+func (r *reporter) update(f func(*Status)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f(&r.Status)
+}
+
+// timed counts how long one I/O took.
+func (r *reporter) timed(io func() error) error {
+	began := time.Now()
+	err := io()
+	took := time.Since(began)
+	r.update(func(s *Status) { s.Gap = max(s.Gap, took) })
+	return err
+}
+
+// serve answers for ever. path is what Size is asked of.
+func (r *reporter) serve(path string) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		r.mu.Lock()
+		s := r.Status
+		r.mu.Unlock()
+		s.Size = size(path)
+		if !s.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_ = json.NewEncoder(w).Encode(s)
+	})
+	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { r.update(func(s *Status) { s.Gap = 0 }) })
+	s := &http.Server{Addr: ":8080", Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	log.Fatal(s.ListenAndServe())
+}
+
+func main() {
+	if len(os.Args) != 5 {
+		log.Fatal("usage: workload fill|check|churn PATH SIZE SEED")
+	}
+	size, err := strconv.ParseInt(os.Args[3], 10, 64)
+	if err != nil || size <= 0 || size%blockSize != 0 {
+		log.Fatalf("SIZE %s: give a multiple of %d", os.Args[3], blockSize)
+	}
+	seed, err := strconv.ParseUint(os.Args[4], 10, 64)
+	if err != nil {
+		log.Fatalf("SEED: %v", err)
+	}
+	w := &worker{path: os.Args[2], blocks: size / blockSize, seed: seed}
+	go w.serve(w.path)
+	run := map[string]func() error{"fill": w.fill, "check": w.check, "churn": w.churn}[os.Args[1]]
+	if run == nil {
+		log.Fatalf("unknown work %q", os.Args[1])
+	}
+	if err := run(); err != nil {
+		w.update(func(s *Status) { s.Error = err.Error() })
+		_ = os.WriteFile("/dev/termination-log", []byte(err.Error()), 0o600)
+		fmt.Println("FAILED:", err)
+		if os.Args[1] != "churn" {
+			os.Exit(1)
+		}
+	}
+	select {} // the tests read the status and end the pod
+}
