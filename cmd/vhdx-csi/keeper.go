@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -22,6 +23,8 @@ const (
 	// keeperIdle is how long a keeper that the plugin has started outlives its
 	// last use.
 	keeperIdle = 10 * time.Second
+	// keeperRetry is how often a plugin without a keeper looks for one.
+	keeperRetry = 100 * time.Millisecond
 )
 
 const keeperLong = `The keeper holds the descriptors of this node's block devices, and what was
@@ -136,9 +139,13 @@ func showKeeper(cmd *cobra.Command, c *keeper.Client) error {
 
 // dialKeeper connects a worker to the keeper. From then on the keeper does
 // nothing any more that an earlier worker of this node has asked for.
+//
+// It waits for a keeper: after a boot the two start side by side, and a plugin
+// that ended instead would be held back, by whoever starts it, for longer and
+// longer while its volumes wait.
 func (o *options) dialKeeper(ctx context.Context, ob *observer) (*keeper.Client, error) {
 	log := klog.FromContext(ctx)
-	c, err := keeper.Dialer{
+	d := keeper.Dialer{
 		Socket: o.keeperSocket, Build: version, Owner: "node " + o.stateDir,
 		Lost: func(err error) {
 			ob.keeperLost(err)
@@ -152,10 +159,23 @@ func (o *options) dialKeeper(ctx context.Context, ob *observer) (*keeper.Client,
 			}
 			log.Info("A new keeper holds everything", "volumes", items)
 		},
-	}.Dial(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the keeper: %w", err)
 	}
-	ob.metrics.Keeper(true)
-	return c, nil
+	for said := false; ; said = true {
+		c, err := d.Dial(ctx)
+		if err == nil {
+			ob.metrics.Keeper(true)
+			return c, nil
+		}
+		if !errors.Is(err, keeper.ErrUnavailable) {
+			return nil, fmt.Errorf("connect to the keeper: %w", err)
+		}
+		if !said {
+			log.Info("Waiting for the keeper; until it is there no volume is served", "socket", o.keeperSocket, "reason", err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connect to the keeper: %w", err)
+		case <-time.After(keeperRetry):
+		}
+	}
 }
