@@ -18,14 +18,8 @@ func (in *inner) install(ctx context.Context) error {
 	if err := in.kubectl(ctx, "apply", "-f", filepath.Join(in.Scratch, driverFile)); err != nil {
 		return err
 	}
-	classes, err := filepath.Glob(filepath.Join(in.Repo, "deploy/kubernetes/samples/*class*.yaml"))
-	if err != nil {
+	if err := in.kubectl(ctx, "apply", "-f", filepath.Join(in.Repo, "deploy/kubernetes/samples/storageclass.yaml")); err != nil {
 		return err
-	}
-	for _, file := range classes {
-		if err := in.kubectl(ctx, "apply", "-f", file); err != nil {
-			return err
-		}
 	}
 	// Not `rollout status`: it has no word for a DaemonSet with OnDelete.
 	for what, ready := range map[string]string{"daemonset": "{.status.numberReady}=1", "deployment": "{.status.readyReplicas}=1"} {

@@ -125,3 +125,10 @@ func (in *inner) cgroups(context.Context) error {
 	}
 	return nil
 }
+
+// hasSysResource reports whether this process, and so a container of it, may have
+// CAP_SYS_RESOURCE.
+func hasSysResource() bool {
+	has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
+	return err == nil && has == 1
+}

@@ -62,8 +62,8 @@ func renderDriver(ctx context.Context, o options) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := render("kustomization.yaml", filepath.Join(dir, "kustomization.yaml"), map[string]string{
-		"Overlay": overlay, "ImageName": driverImage, "ImageTag": tag(o.Version),
+	if err := render("kustomization.yaml", filepath.Join(dir, "kustomization.yaml"), map[string]any{
+		"Overlay": overlay, "ImageName": driverImage, "ImageTag": tag(o.Version), "SysResource": hasSysResource(),
 	}); err != nil {
 		return nil, err
 	}
