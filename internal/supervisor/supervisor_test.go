@@ -116,7 +116,7 @@ func TestBackoff(t *testing.T) {
 }
 
 func TestBackoffOfAFailingWorker(t *testing.T) {
-	v := start(t, setup{Settle: 700 * time.Millisecond})
+	v := start(t, setup{Settle: time.Hour}) // on a busy machine failing takes its time, too
 	v.pid()
 	v.plans("exit 3") // from now on none becomes ready
 	v.ask("exit 0")
@@ -132,12 +132,24 @@ func TestBackoffOfAFailingWorker(t *testing.T) {
 	if d := cmp.Diff([]time.Duration{0, 10 * ms, 100 * ms, 1000 * ms}, waits); d != "" {
 		t.Fatal(d)
 	}
-	v.plans() // and now one does
+}
+
+// A worker that has lived for a while is one that works: what was before it is
+// forgotten.
+func TestBackoffIsForgotten(t *testing.T) {
+	const settle = 300 * time.Millisecond
+	v := start(t, setup{Settle: settle})
 	v.pid()
-	time.Sleep(900 * time.Millisecond) // it settles
+	v.plans("exit 3")
+	v.ask("exit 0")
+	v.restart()
+	v.restart()
+	v.plans() // and now one becomes ready
+	v.pid()
+	time.Sleep(3 * settle)
 	v.ask("exit 0")
 	if r := v.restart(); r.Wait != 0 {
-		t.Fatalf("after a while of life: %+v", r)
+		t.Fatalf("%+v", r)
 	}
 }
 
