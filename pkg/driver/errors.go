@@ -79,6 +79,7 @@ var rules = []rule{
 	{err: pool.ErrDamaged, code: codes.FailedPrecondition},
 	{err: pool.ErrFormat, code: codes.FailedPrecondition},
 	{err: pool.ErrNotAPool, code: codes.FailedPrecondition},
+	{err: pool.ErrNotWritable, code: codes.FailedPrecondition},
 	{err: pool.ErrBusy, code: codes.Aborted},
 
 	{err: node.ErrInvalid, code: codes.InvalidArgument},

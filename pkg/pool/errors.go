@@ -3,6 +3,9 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // The errors a caller can act on. Every error of this package wraps at most
@@ -37,6 +40,8 @@ var (
 	// ErrUnsafeShare: the pool's filesystem is mounted in a way that can lose
 	// or corrupt data. Always an [*UnsafeShareError].
 	ErrUnsafeShare = errors.New("the share is not safe for writers")
+	// ErrNotWritable: the pool's filesystem does not let this process write.
+	ErrNotWritable = errors.New("the pool cannot be written")
 	// ErrNotAPool: the directory is no pool, and not empty, so none is made of it.
 	ErrNotAPool = errors.New("directory is not a pool")
 	// ErrFormat: a marker or record of a format version this program does not know.
@@ -49,6 +54,19 @@ var (
 	// node still has I/O under way on the image.
 	ErrBusy = errors.New("volume is busy with another operation")
 )
+
+// notWritable adds the way out to what the filesystem says where it lets nobody
+// write, or not this process.
+func (p *Pool) notWritable(err error) error {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("pool %s: %w: its filesystem is mounted read-only; mount it read-write: %w", p.name, ErrNotWritable, err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("pool %s: %w as user %d and group %d; give the directory and all that is in it to that group, with mode 2770 (and see that the server does not squash it): %w",
+			p.name, ErrNotWritable, os.Geteuid(), os.Getegid(), err)
+	}
+	return err
+}
 
 // AttachedError says which node has the volume.
 type AttachedError struct {
@@ -70,7 +88,8 @@ type SpaceError struct {
 }
 
 func (e *SpaceError) Error() string {
-	return fmt.Sprintf("pool %s: %v: %d bytes wanted, %d left by %s", e.Pool, ErrNoSpace, e.Want, e.Have, e.Bound)
+	return fmt.Sprintf("pool %s: %v: %d bytes wanted, %d left by %s; make room on the share, delete volumes, or, for dynamic volumes, raise the pool's overcommit",
+		e.Pool, ErrNoSpace, e.Want, e.Have, e.Bound)
 }
 
 // Is reports a match with [ErrNoSpace].

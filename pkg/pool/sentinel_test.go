@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -328,4 +330,18 @@ func TestFormatVersions(t *testing.T) {
 	}
 	_, err = s.CreateVolume(ctx, Spec{Name: "w", Size: gib})
 	wantErr(t, "an account of a later format", err, ErrFormat)
+}
+
+func TestNotWritable(t *testing.T) {
+	_, p := newSet(t)
+	for _, errno := range []error{unix.EACCES, unix.EROFS} {
+		s, q := openSet(t, p.tree.Name())
+		v := create(t, s, "v"+errno.Error())
+		q.tree.Step = func(string, string) error { return errno }
+		_, err := s.CreateVolume(t.Context(), Spec{Name: "another", Size: gib})
+		wantErr(t, "create", err, ErrNotWritable, "pool p", map[error]string{unix.EACCES: "2770", unix.EROFS: "read-write"}[errno])
+		_, err = s.Resize(t.Context(), v.ID, 2*gib)
+		wantErr(t, "resize", err, ErrNotWritable)
+		wantErr(t, "delete", s.DeleteVolume(t.Context(), v.ID), ErrNotWritable)
+	}
 }

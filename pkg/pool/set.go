@@ -142,13 +142,14 @@ func (s *Set) whole() ([]*Pool, error) {
 
 // CreateVolume makes the volume or returns the one of that name that fits.
 // Names are those of one pool: the same name in two pools is two volumes.
-// ErrConflict, ErrNoSpace, ErrInvalid, ErrOutOfRange, ErrNoPool.
+// ErrConflict, ErrNoSpace, ErrInvalid, ErrOutOfRange, ErrNoPool, ErrNotWritable.
 func (s *Set) CreateVolume(ctx context.Context, spec Spec) (Volume, error) {
 	p, err := s.Pool(spec.Pool)
 	if err != nil {
 		return Volume{}, err
 	}
-	return p.createVolume(ctx, spec)
+	v, err := p.createVolume(ctx, spec)
+	return v, p.notWritable(err)
 }
 
 // DeleteVolume removes a volume. Unknown ids are success, but for the id of a
@@ -163,7 +164,7 @@ func (s *Set) DeleteVolume(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("delete volume %s: %w", id, err)
 	}
-	return p.deleteVolume(ctx, v)
+	return p.notWritable(p.deleteVolume(ctx, v))
 }
 
 // of finds the pool of a volume id: ErrNotFound, ErrAway.
@@ -252,7 +253,8 @@ func (s *Set) Resize(ctx context.Context, id string, size int64) (Volume, error)
 	if err != nil {
 		return Volume{}, err
 	}
-	return p.resize(ctx, v, size)
+	vol, err := p.resize(ctx, v, size)
+	return vol, p.notWritable(err)
 }
 
 // Attach records that node may stage the volume. ErrNotFound, ErrNoNode,
@@ -262,7 +264,7 @@ func (s *Set) Attach(ctx context.Context, id, node string, readOnly bool) error 
 	if err != nil {
 		return err
 	}
-	return p.attach(ctx, v, node, readOnly)
+	return p.notWritable(p.attach(ctx, v, node, readOnly))
 }
 
 // Detach takes the record of it back: of node, or of all nodes for "".
@@ -277,7 +279,7 @@ func (s *Set) Detach(ctx context.Context, id, node string) error {
 	if err != nil {
 		return fmt.Errorf("detach volume %s: %w", id, err)
 	}
-	return p.detach(ctx, v, node)
+	return p.notWritable(p.detach(ctx, v, node))
 }
 
 // SetUse records the volume's use durably. ErrNotFound; ErrInvalid for a step
