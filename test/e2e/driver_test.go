@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -39,6 +41,22 @@ func (e *env) driverPod(set string) *corev1.Pod {
 		return fmt.Errorf("%d pods, none runs", len(pods.Items))
 	})
 	return found
+}
+
+// kept waits until the keeper holds this many volumes. A worker that dies
+// before that takes the others along, as in a power cut.
+func (e *env) kept(volumes int) {
+	e.Helper()
+	e.await("keeper that holds everything", func() error {
+		out, err := exec.Command(os.Getenv("CLUSTER_PLUGIN"), "keeper", "status", "--keeper-socket=/run/vhdx-csi/keeper.sock").CombinedOutput()
+		if err == nil && strings.Count(string(out), "\nholds ") != volumes {
+			err = errors.New("it does not hold them")
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
 }
 
 // settled waits until a DaemonSet runs what it is told to, and its plugin is

@@ -165,7 +165,7 @@ func (e *env) took(what string, since time.Time) {
 
 func (e *env) figure(what string, d time.Duration) {
 	e.Helper()
-	e.Attr(what, d.Round(time.Millisecond).String())
+	e.Attr(strings.ReplaceAll(what, " ", "_"), d.Round(time.Millisecond).String())
 }
 
 // explain prints what Kubernetes says about the namespace.

@@ -85,7 +85,10 @@ func TestDriverDies(t *testing.T) {
 		}
 		l.restarted(pod)
 	})
-	l.during("kubectl delete pod of the keeper", func() { l.deleteDriverPod(keeperSet, 5) })
+	l.during("kubectl delete pod of the keeper", func() {
+		l.deleteDriverPod(keeperSet, 5)
+		l.kept(len(l.pods))
+	})
 	l.during("kill -9 of the worker after that of the keeper", func() { l.killWorker() })
 	l.during("a node pod deleted by force, and an image that cannot be pulled", func() {
 		was := l.setImage("e2e.local/does-not-exist:1")

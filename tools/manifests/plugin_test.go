@@ -61,7 +61,7 @@ func checkDriverName(t *testing.T, objects []runtime.Object) {
 		if d, ok := o.(*storagev1.CSIDriver); ok {
 			named = d.Name == driverName
 			s := d.Spec
-			if !*s.AttachRequired || !*s.StorageCapacity || !*s.SELinuxMount || *s.FSGroupPolicy != storagev1.FileFSGroupPolicy {
+			if !*s.AttachRequired || *s.StorageCapacity || !*s.SELinuxMount || *s.FSGroupPolicy != storagev1.FileFSGroupPolicy {
 				t.Errorf("CSIDriver: %+v", s)
 			}
 		}

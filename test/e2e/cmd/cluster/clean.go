@@ -96,10 +96,12 @@ func cgroupRoots() ([]string, error) {
 
 // removeCgroups waits a little: the last tasks leave after their namespace died.
 func removeCgroups(name string) error {
-	roots, err := cgroupRoots()
+	// All of them: a container runtime uses more hierarchies than kubelet.
+	roots, err := filepath.Glob("/sys/fs/cgroup/*")
 	if err != nil {
 		return err
 	}
+	roots = append(roots, "/sys/fs/cgroup")
 	deadline := time.Now().Add(10 * time.Second)
 	for _, root := range roots {
 		for {

@@ -50,7 +50,7 @@ func (in *inner) command() (int, error) {
 	cmd := exec.Command(in.Command[0], in.Command[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(in.environment(),
-		"CLUSTER_BIN="+in.Bin, "CLUSTER_LOGS="+in.Logs, "CLUSTER_POOL="+poolDir, "CLUSTER_CGROUP="+in.Cgroup, `PS1=(cluster) \w # `)
+		"CLUSTER_PLUGIN="+filepath.Join(in.Plugin, "vhdx-csi"), "CLUSTER_LOGS="+in.Logs, "CLUSTER_POOL="+poolDir, "CLUSTER_CGROUP="+in.Cgroup, `PS1=(cluster) \w # `)
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
