@@ -228,8 +228,11 @@ func TestPoolNotWritable(t *testing.T) {
 		t.Cleanup(func() { _ = os.Chmod(path, info.Mode()) })
 	}
 	e.claim("data", class, 64*mib, corev1.PersistentVolumeFilesystem)
-	message := e.event("data", "permission denied")
+	message := e.event("data", "cannot be written")
 	t.Logf("event: %s", message)
+	if !strings.Contains(message, "2770") {
+		t.Error("it does not say what to do")
+	}
 	for _, dir := range []string{"volumes", "images"} {
 		if err := os.Chmod(filepath.Join(poolDir, dir), 0o2770); err != nil { //nolint:gosec // as it was
 			t.Fatal(err)
