@@ -31,7 +31,7 @@ endif
 
 .PHONY: help
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install the OS packages that demo and test need (apt; quick when present)
@@ -101,7 +101,7 @@ lint-selftest: $(BIN)/tools/golangci-lint ## plant a forbidden import for each d
 	GOLANGCI_LINT=$(BIN)/tools/golangci-lint $(GO) test -count=1 ./tools/lintselftest
 
 .PHONY: verify
-verify: test demo ## what CI runs
+verify: test demo e2e ## what CI runs
 
 .PHONY: build-all
 build-all: ## that the binaries compile for every architecture the image is for
@@ -126,6 +126,8 @@ cluster: cluster-build ## a throw-away Kubernetes with the driver in it: a shell
 
 .PHONY: e2e
 e2e: cluster-build ## the end-to-end tests in such a cluster; E2E_FLAGS='-run TestX'
+	$(GO) vet -C test/e2e ./...
+	CGO_ENABLED=0 $(GO) test -C test/e2e ./internal/...
 	CGO_ENABLED=0 $(GO) test -C test/e2e -c -o /dev/null .
 	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 30m $(E2E_FLAGS) .
 

@@ -69,10 +69,10 @@ func TestMakeTargetsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	targets := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^([a-z-]+):.*## `).FindAllStringSubmatch(string(makefile), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):.*## `).FindAllStringSubmatch(string(makefile), -1) {
 		targets[m[1]] = true
 	}
-	use := regexp.MustCompile("(?m)(?:`|^ {4})(?:[A-Z_]+=\\S+ )*make ([a-z-]+)")
+	use := regexp.MustCompile("(?m)(?:`|^ {4})(?:[A-Z_]+=\\S+ )*make ([a-z][a-z0-9-]*)")
 	for page, text := range pages(t) {
 		for _, m := range use.FindAllStringSubmatch(text, -1) {
 			if !targets[m[1]] {
