@@ -53,4 +53,4 @@ echo "deps: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt_get() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 "$@"; }
 apt_get update
-apt_get install -y --no-install-recommends "${missing[@]}"
+apt_get install -y --no-remove --no-install-recommends "${missing[@]}"

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
@@ -59,6 +60,7 @@ func (p *poolAccess) open(ctx context.Context) (*pool.Set, error) {
 
 // do runs something on the pool.
 func (p *poolAccess) do(ctx context.Context, work func(*pool.Set) error) error {
+	unix.Umask(0o007) // as the plugin: user and group share what is made in a pool
 	s, err := p.open(ctx)
 	if err != nil {
 		return err

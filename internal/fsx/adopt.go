@@ -32,7 +32,8 @@ func (t *Tree) Adopt(f *os.File, name string) error {
 }
 
 // Disown removes another name of an adopted file, durably: the absolute path
-// file, if that still leads to it. Nothing there is success.
+// file, if that still leads to it. Nothing there is success. It never removes a
+// file's only name.
 func (t *Tree) Disown(f *os.File, file string) error {
 	dir, err := os.Open(filepath.Dir(file))
 	if err != nil {
@@ -50,6 +51,12 @@ func (t *Tree) Disown(f *os.File, file string) error {
 		return err
 	case !os.SameFile(fi, mine):
 		return fmt.Errorf("%s: %w: it is another file by now", file, ErrForeign)
+	}
+	switch more, err := OtherNames(f); {
+	case err != nil:
+		return err
+	case !more:
+		return fmt.Errorf("%s: %w: it is the file's only name", file, ErrForeign)
 	}
 	if err := t.do("unlink", file, func() error { return os.Remove(file) }); err != nil {
 		return err

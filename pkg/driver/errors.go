@@ -57,6 +57,7 @@ var rules = []rule{
 	{err: node.ErrNoKeeper, code: codes.Unavailable},
 	{err: node.ErrStuck, code: codes.Aborted},
 	{err: node.ErrUnfinished, code: codes.Aborted},
+	{err: pool.ErrBusy, code: codes.Aborted},
 
 	{err: pool.ErrAway, code: codes.Unavailable},
 	{err: pool.ErrNotFound, code: codes.NotFound},
@@ -80,7 +81,6 @@ var rules = []rule{
 	{err: pool.ErrFormat, code: codes.FailedPrecondition},
 	{err: pool.ErrNotAPool, code: codes.FailedPrecondition},
 	{err: pool.ErrNotWritable, code: codes.FailedPrecondition},
-	{err: pool.ErrBusy, code: codes.Aborted},
 
 	{err: node.ErrInvalid, code: codes.InvalidArgument},
 	{err: node.ErrNotFound, code: codes.NotFound},

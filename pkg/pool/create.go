@@ -117,7 +117,7 @@ func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cau
 	}
 	if err != nil {
 		// It stays in the account, which names the image, for the collector.
-		return Volume{}, errors.Join(s.p.full(cause, o.Bytes), fmt.Errorf("undo: %w", err))
+		return Volume{}, errors.Join(s.p.full(cause, o.Bytes), fmt.Errorf("undo: %w: %w", ErrBusy, err))
 	}
 	if errors.Is(cause, errSuperseded) || errors.Is(cause, errNoAccount) {
 		cause = fmt.Errorf("create volume %q: %w: %w", r.name(), ErrBusy, cause)

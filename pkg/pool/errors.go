@@ -9,7 +9,7 @@ import (
 )
 
 // The errors a caller can act on. Every error of this package wraps at most
-// one of them; the text names the volume or file and the way out.
+// one of them, ErrBusy aside; the text names the volume or file and the way out.
 var (
 	// ErrNotFound: no volume has this id. Malformed ids and ids of pools this
 	// process does not serve are included.
@@ -51,7 +51,8 @@ var (
 	ErrDamaged = errors.New("record is damaged")
 	// ErrBusy: try again. Another operation has the volume's lock for longer
 	// than the context allows, took this one over, or a dead process of this
-	// node still has I/O under way on the image.
+	// node still has I/O under way on the image; or what failed could not be undone
+	// either. It may come with the reason, which is another of these.
 	ErrBusy = errors.New("volume is busy with another operation")
 )
 

@@ -39,7 +39,7 @@ func (s *Set) Import(ctx context.Context, imp Import) (Volume, error) {
 	}
 	v, err := p.importFile(ctx, imp)
 	if err != nil {
-		return Volume{}, fmt.Errorf("import %s into pool %s: %w", imp.File, p.name, err)
+		return Volume{}, fmt.Errorf("import %s into pool %s: %w", imp.File, p.name, p.notWritable(err))
 	}
 	return v, nil
 }
@@ -57,7 +57,10 @@ func (p *Pool) importFile(ctx context.Context, imp Import) (Volume, error) {
 	if err != nil {
 		return Volume{}, err
 	}
-	src, err := p.openSource(ctx, file)
+	if err := outside(file); err != nil {
+		return Volume{}, err
+	}
+	src, err := openSource(ctx, file)
 	if err != nil {
 		return Volume{}, err
 	}
@@ -87,6 +90,25 @@ func (p *Pool) importFile(ctx context.Context, imp Import) (Volume, error) {
 	return p.volume(r), nil
 }
 
+// outside refuses a file that lies among the images of any pool: a record may
+// name it, and its name there may be the only one it has.
+func outside(file string) error {
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	for dir := filepath.Dir(file); dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if filepath.Base(dir) != dirImages {
+			continue
+		}
+		root := filepath.Dir(dir)
+		if _, err := os.Lstat(filepath.Join(root, fileMarker)); err == nil {
+			return fmt.Errorf("%w: it is among the images of the pool in %s; if no record names it (vhdxctl pool problems), move it out of there first", ErrInvalid, root)
+		}
+	}
+	return nil
+}
+
 // source is a file that is being imported, locked.
 type source struct {
 	file *os.File
@@ -96,7 +118,7 @@ type source struct {
 func (s *source) Close() { s.file.Close() }
 
 // openSource opens a file, locks it, and refuses what is damaged.
-func (p *Pool) openSource(ctx context.Context, file string) (*source, error) {
+func openSource(ctx context.Context, file string) (*source, error) {
 	fi, err := os.Lstat(file)
 	if err != nil {
 		return nil, err
@@ -110,14 +132,27 @@ func (p *Pool) openSource(ctx context.Context, file string) (*source, error) {
 	}
 	s := &source{file: f}
 	if s.info, err = inspect(ctx, f); err == nil {
-		// What controller and nodes may do with its neighbours.
-		err = errors.Join(p.tree.Share(f), f.Sync())
+		err = stillNamed(file, f)
 	}
 	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+// stillNamed is the second look, under the lock: another import may have come
+// between, and have made the file a volume's image.
+func stillNamed(file string, f *os.File) error {
+	mine, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Lstat(file)
+	if err == nil && !os.SameFile(now, mine) {
+		err = fmt.Errorf("%w: it is another file by now", ErrBusy)
+	}
+	return err
 }
 
 // inspect locks the file, through f alone, and reads what it is.
@@ -188,7 +223,7 @@ func (s *session) adopt(ctx context.Context, spec Spec, src *source) (*record, e
 		return nil, s.p.full(err, o.Bytes)
 	}
 	ctx = context.WithoutCancel(ctx)
-	err := s.p.nameImage(r, src.file)
+	err := s.p.takeOver(r, src.file)
 	if err == nil {
 		err = s.commit(ctx, o, func() error { return s.p.linkRecord(r) })
 	}
@@ -200,15 +235,30 @@ func (s *session) adopt(ctx context.Context, spec Spec, src *source) (*record, e
 	return r, nil
 }
 
-// nameImage gives the file its image's name, durably.
-func (p *Pool) nameImage(r *record, f *os.File) error {
+// takeOver makes the file one that controller and nodes may open, and gives it
+// its image's name, both durably. One that has other names already is refused:
+// it would change under them, and could be imported under each.
+func (p *Pool) takeOver(r *record, f *os.File) error {
+	more, err := fsx.OtherNames(f)
+	if err == nil && more {
+		err = fmt.Errorf("%w: the file has other names (hard links), under which it would change too; import a copy (vhdxctl convert)", ErrInvalid)
+	}
+	if err == nil {
+		err = errors.Join(p.tree.Share(f), f.Sync())
+	}
+	if err != nil {
+		return err
+	}
 	name := imagePath(r.Image)
 	if err := p.tree.Mkdir(path.Dir(name)); err != nil {
 		return err
 	}
-	err := p.tree.Adopt(f, name)
-	if errors.Is(err, unix.EXDEV) {
+	switch err := p.tree.Adopt(f, name); {
+	case errors.Is(err, unix.EXDEV):
 		return fmt.Errorf("%w: the file is not on the filesystem of the pool; copy it there first (vhdxctl convert), then import the copy: %w", ErrInvalid, err)
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EMLINK):
+		return fmt.Errorf("%w: this share has no hard links, which an import needs; make a volume and copy the disk into it (vhdxctl convert -n): %w", ErrInvalid, err)
+	default:
+		return err
 	}
-	return err
 }

@@ -202,3 +202,88 @@ func TestImportLife(t *testing.T) {
 		t.Fatalf("left: %v", left)
 	}
 }
+
+// What is a volume's image already cannot become another's, nor lose its only
+// name, whichever way it is named.
+func TestImportOfAnImage(t *testing.T) {
+	s, p := newSet(t)
+	ctx := t.Context()
+	if err := makeSource(sourceIn(s), vhdx.CreateOptions{Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := s.Import(ctx, Import{File: sourceIn(s), Name: "data"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "link.vhdx")
+	if err := os.Symlink(v.Image, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{v.Image, link, filepath.Join(filepath.Dir(v.Image), "..", filepath.Base(filepath.Dir(v.Image)), filepath.Base(v.Image))} {
+		for _, name := range []string{"data", "other"} {
+			_, err := s.Import(ctx, Import{File: file, Name: name})
+			wantErr(t, file+" as "+name, err, ErrInvalid, "among the images")
+		}
+	}
+	second := filepath.Join(p.tree.Name(), ".nfs-second")
+	if err := os.Link(v.Image, second); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Import(ctx, Import{File: second, Name: "other"})
+	wantErr(t, "hard link", err, ErrInvalid, "other names")
+	if _, err := s.Import(ctx, Import{File: second, Name: "data"}); err != nil { // as after an interruption
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(second); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old name is still there: %v", err)
+	}
+	if err := holdsText(v.Image); err != nil {
+		t.Fatal(err)
+	}
+	audit(t, p)
+}
+
+// A refused import leaves owner and mode of the file as they are.
+func TestRefusedImportChangesNothing(t *testing.T) {
+	s, _ := newSet(t)
+	create(t, s, "taken")
+	if err := makeSource(sourceIn(s), vhdx.CreateOptions{Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(sourceIn(s), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Import(t.Context(), Import{File: sourceIn(s), Name: "taken"})
+	wantErr(t, "import", err, ErrConflict)
+	if fi, err := os.Stat(sourceIn(s)); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
+}
+
+// A file that has been moved or imported before its lock was taken.
+func TestImportLooksAgain(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "disk.vhdx")
+	if err := makeSource(file, vhdx.CreateOptions{Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := stillNamed(file, f); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file, file+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := stillNamed(file, f); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("moved: %v", err)
+	}
+	if err := makeSource(file, vhdx.CreateOptions{Size: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stillNamed(file, f); !errors.Is(err, ErrBusy) {
+		t.Errorf("replaced: %v", err)
+	}
+}

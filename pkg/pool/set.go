@@ -289,7 +289,7 @@ func (s *Set) SetUse(ctx context.Context, id string, u Use) error {
 	if err != nil {
 		return err
 	}
-	return p.setUse(ctx, v, u, "")
+	return p.notWritable(p.setUse(ctx, v, u, ""))
 }
 
 // BeginFormat is SetUse(UseFormatting) that also records, durably and at once,
@@ -299,7 +299,7 @@ func (s *Set) BeginFormat(ctx context.Context, id, fsType string) error {
 	if err != nil {
 		return err
 	}
-	return p.setUse(ctx, v, UseFormatting, fsType)
+	return p.notWritable(p.setUse(ctx, v, UseFormatting, fsType))
 }
 
 // OpenImage opens the volume's image through its lease: at most one writer on
