@@ -125,10 +125,43 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *ob
 		return nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now()}
-	if err := set.RegisterNode(ctx, self); err != nil {
-		return nil, fmt.Errorf("register node %s in the pools: %w", o.nodeID, err)
-	}
+	register(ctx, set, self)
 	return m, nil
+}
+
+// registerRetry is how long after a failure a node is registered again.
+const registerRetry = 10 * time.Second
+
+// register makes the node known in the pools. A share that is full or does not
+// answer must not keep the volumes of the others from being served: what fails
+// or takes long goes on beside them.
+func register(ctx context.Context, set *pool.Set, self pool.Node) {
+	log := klog.FromContext(ctx)
+	first := make(chan struct{})
+	go func() {
+		for try := 0; ; try++ {
+			err := set.RegisterNode(ctx, self)
+			if err != nil && try == 0 {
+				log.Error(err, "Node is not registered in every pool yet; tried again", "node", self.ID)
+			}
+			if try == 0 {
+				close(first)
+			}
+			if err == nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(registerRetry):
+			}
+		}
+	}()
+	select {
+	case <-first:
+	case <-time.After(sharePatience):
+	case <-ctx.Done():
+	}
 }
 
 // The values of --backend.

@@ -318,11 +318,12 @@ func (s *Set) OpenImage(ctx context.Context, id string, readOnly bool, o vhdx.Op
 // they come back.
 func (s *Set) RegisterNode(_ context.Context, n Node) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.node = &n
+	there := s.Pools()
+	s.mu.Unlock() // a share that hangs holds up nobody else
 	var errs []error
-	for _, p := range s.Pools() {
-		errs = append(errs, p.registerNode(n))
+	for _, p := range there {
+		errs = append(errs, p.notWritable(p.registerNode(n)))
 	}
 	return errors.Join(errs...)
 }
