@@ -129,7 +129,7 @@ e2e: cluster-build ## the end-to-end tests in such a cluster; E2E_FLAGS='-run Te
 	$(GO) vet -C test/e2e ./...
 	CGO_ENABLED=0 $(GO) test -C test/e2e ./internal/...
 	CGO_ENABLED=0 $(GO) test -C test/e2e -c -o /dev/null .
-	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 30m $(E2E_FLAGS) .
+	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 18m $(E2E_FLAGS) .
 
 .PHONY: image
 image: ## the container image, with docker or buildah, whichever is there

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,6 +42,9 @@ func restoreSysctls(scratch string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it did not come so far
 		}
+		if now, rerr := os.ReadFile(filepath.Join("/proc/sys", name)); rerr == nil && bytes.Equal(now, value) {
+			continue // it may not be writable here
+		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join("/proc/sys", name), value, 0o600)
 		}
@@ -73,12 +77,14 @@ func clean(scratch string) error {
 	for _, dir := range inMemory {
 		_ = os.RemoveAll(dir)
 	}
-	return errors.Join(
+	if err := errors.Join(
+		restoreSysctls(scratch), // first: it takes no time
 		detachLoops(filepath.Join(scratch, "state")),
 		removeCgroups(filepath.Base(scratch)),
-		restoreSysctls(scratch),
-		os.RemoveAll(scratch),
-	)
+	); err != nil {
+		return err // the next start tries again, with what the directory says
+	}
+	return os.RemoveAll(scratch)
 }
 
 // cgroupRoots are the directories below which every pod's cgroups are: one for

@@ -13,13 +13,14 @@ import (
 // detachLoops frees the driver's loop devices, and those that kubelet puts over
 // the raw ones as a lock. The driver's journal in state has an entry for each
 // device that exists; entry and backing file are named after one hash of the
-// volume's id. Devices of anybody else are not even opened: their server may
-// hang.
+// volume's id. Devices of this driver that are another plugin's are not even
+// opened: their server may hang.
 func detachLoops(state string) error {
 	entries, _ := filepath.Glob(filepath.Join(state, "node", "entries", "*.json")) // the pattern is well-formed
 	tags := map[string]bool{}
 	for _, e := range entries {
-		tags["csi-vhdx-"+filepath.Base(e)[:32]] = true
+		hash := filepath.Base(e)
+		tags["csi-vhdx-"+hash[:min(32, len(hash))]] = true
 	}
 	devices, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	ours, locks := map[uint64]string{}, []string{}

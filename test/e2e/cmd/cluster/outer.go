@@ -23,6 +23,11 @@ func runOuter(o options) (status int, err error) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 
+	only, err := lockMachine(filepath.Dir(o.Scratch))
+	if err != nil {
+		return 1, err
+	}
+	defer func() { _ = only.Close() }()
 	sweep(filepath.Dir(o.Scratch))
 	lock, err := makeScratch(o.Scratch)
 	if err != nil {
@@ -102,6 +107,20 @@ func initCommand(o options) (*exec.Cmd, error) {
 			Pdeathsig:  syscall.SIGKILL,
 		},
 	}, nil
+}
+
+// lockMachine makes this the only cluster of the machine: two would each put
+// back the sysctls that the other one has set.
+func lockMachine(dir string) (*os.File, error) {
+	name := filepath.Join(dir, "vhdx-cluster.lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another cluster runs on this machine (it holds %s): %w", name, err), f.Close())
+	}
+	return f, nil
 }
 
 // makeScratch makes the directory and locks it: while the lock is held, no
