@@ -92,6 +92,9 @@ func (b *bat) resized(g ondisk.Geometry, offset, length int64) *bat {
 	}
 	copy(n.dirty, b.dirty)
 	for i := range min(len(b.bitmaps), len(n.bitmaps)) {
+		// Both have the same chunk from now on: a writer may be about to keep a
+		// page in b's.
+		b.bitmaps[i].CompareAndSwap(nil, new(bitmapChunk))
 		n.bitmaps[i].Store(b.bitmaps[i].Load())
 	}
 	return n

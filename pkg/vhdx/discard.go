@@ -85,7 +85,7 @@ func (im *Image) zeroPresent(off, n int64, discard bool) error {
 	}
 	state := ondisk.BlockUnmapped
 	switch {
-	case fixed || !covered(0, im.size.Load()):
+	case fixed || !covered(0, im.bat.Load().geometry.VirtualSize):
 		return im.zeroPiece(off, n, discard && !fixed)
 	case !discard:
 		if done, err := im.zeroWhole(off, n); done || err != nil {
@@ -111,8 +111,10 @@ func (im *Image) zeroWhole(off, n int64) (done bool, err error) {
 	return im.zeroPages(at, length, false), nil
 }
 
-// mayUnmap tells of a block, by its entry and the disk's size, whether it may
-// lose its content. It is asked when neither can change.
+// mayUnmap tells of a block, by its entry and the size that the table is for,
+// whether it may lose its content. It is asked when neither can change. That size
+// is the disk's, but for a disk that is about to shrink: it may keep the old one
+// after all, and with it what lies behind the new end.
 type mayUnmap func(was ondisk.BATEntry, size int64) bool
 
 // unmap takes a block's space away; from now on it reads zero. Done is false
@@ -141,7 +143,7 @@ func (im *Image) tryUnmap(block int64, state ondisk.BlockState, may mayUnmap) (d
 	b := im.bat.Load()
 	index := b.payloadIndex(block)
 	was, entry := b.at(index), ondisk.MakeBATEntry(state, 0)
-	if !may(was, im.size.Load()) {
+	if !may(was, b.geometry.VirtualSize) {
 		return false, false, nil
 	}
 	if was == entry {

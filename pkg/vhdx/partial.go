@@ -19,7 +19,7 @@ type written struct {
 func (im *Image) prepare(w *written) error {
 	b := im.bat.Load()
 	start := w.block << im.blockShift
-	w.whole = w.off == start && w.off+w.n >= min(start+im.blockSize, im.size.Load())
+	w.whole = w.off == start && w.off+w.n >= min(start+im.blockSize, b.geometry.VirtualSize)
 	if w.whole {
 		return nil
 	}
@@ -101,7 +101,7 @@ func (im *Image) publishBits(b *bat, w *written) error {
 		}
 		im.markBits(b, s, true)
 	}
-	if w.whole || im.allPresent(b, start, min(im.blockSize, im.size.Load()-start)) {
+	if w.whole || im.allPresent(b, start, min(im.blockSize, b.geometry.VirtualSize-start)) {
 		return im.setEntry(b, b.payloadIndex(w.block), ondisk.MakeBATEntry(ondisk.BlockFullyPresent, e.Offset()))
 	}
 	return nil
