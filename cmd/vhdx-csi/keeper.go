@@ -170,6 +170,7 @@ func (o *options) dialKeeper(ctx context.Context, ob *observer) (*keeper.Client,
 			return nil, fmt.Errorf("connect to the keeper: %w", err)
 		}
 		if !said {
+			ob.metrics.Keeper(false)
 			log.Info("Waiting for the keeper; until it is there no volume is served", "socket", o.keeperSocket, "reason", err.Error())
 		}
 		select {

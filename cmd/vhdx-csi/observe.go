@@ -65,10 +65,14 @@ func (o *options) observe(ctx context.Context) (*observer, error) {
 	return ob, nil
 }
 
-// watchPools begins to look at the pools.
+// watchPools begins to look at the pools, and serves the metrics until ctx ends:
+// from before there is a node, for that may have to wait for its keeper.
 func (ob *observer) watchPools(ctx context.Context, o *options, set *pool.Set) {
 	ob.pools = set.Watch(ctx, pool.WatchOptions{Volumes: o.controller()})
 	ob.metrics.Pools(o.controller(), ob.pools.Figures)
+	if o.metricsAddress != "" {
+		go ob.metrics.Serve(ctx, o.metricsAddress, func(err error) { klog.FromContext(ctx).Error(err, "No metrics") })
+	}
 }
 
 // started notes how this worker came into being.
@@ -88,11 +92,8 @@ func (ob *observer) started(past supervisor.History, began time.Duration, all []
 	}
 }
 
-// run serves the metrics, and has Events made of what changes, until ctx ends.
+// run has Events made of what changes, until ctx ends.
 func (ob *observer) run(ctx context.Context, o *options, m *node.Manager) {
-	if o.metricsAddress != "" {
-		go ob.metrics.Serve(ctx, o.metricsAddress, func(err error) { klog.FromContext(ctx).Error(err, "No metrics") })
-	}
 	if ob.events == nil {
 		return
 	}

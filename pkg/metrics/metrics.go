@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,9 @@ type Metrics struct {
 	rpcs     *prometheus.HistogramVec
 	replays  [3]*atomic.Uint64 // how many, ns, entries; see Node
 	events   *prometheus.CounterVec
-	keeper   atomic.Bool
+
+	keeper     atomic.Bool
+	keeperTold sync.Once
 }
 
 // Buckets from what a call takes from memory to what kubelet's patience is.
@@ -120,15 +123,10 @@ func (m *Metrics) Node(list func() []node.Status, tally func(i int) *atomic.Uint
 		m.replays[i] = tally(i)
 	}
 	m.registry.MustRegister(newVolumes(list), collector(func(out chan<- prometheus.Metric) {
-		up := 0.0
-		if m.keeper.Load() {
-			up = 1
-		}
-		out <- keeperUp.one(up)
 		out <- replays.one(float64(m.replays[0].Load()))
 		out <- replaySeconds.one(time.Duration(m.replays[1].Load()).Seconds())
 		out <- replayEntries.one(float64(m.replays[2].Load()))
-	}, keeperUp, replays, replaySeconds, replayEntries))
+	}, replays, replaySeconds, replayEntries))
 }
 
 // Worker adds how this worker came into being. Once, after the devices of the
@@ -160,7 +158,18 @@ func (m *Metrics) Replayed(r vhdx.ReplayInfo) {
 }
 
 // Keeper notes whether there is one.
-func (m *Metrics) Keeper(up bool) { m.keeper.Store(up) }
+func (m *Metrics) Keeper(up bool) {
+	m.keeper.Store(up)
+	m.keeperTold.Do(func() {
+		m.registry.MustRegister(collector(func(out chan<- prometheus.Metric) {
+			up := 0.0
+			if m.keeper.Load() {
+				up = 1
+			}
+			out <- keeperUp.one(up)
+		}, keeperUp))
+	})
+}
 
 // collecting is a prometheus.Collector of metrics that are made at the scrape.
 type collecting struct {

@@ -30,6 +30,7 @@ import (
 func whole(list func() []node.Status) *Metrics {
 	m := New(Process{Version: "v1", Mode: "all"})
 	m.Call("Probe", "OK", time.Millisecond)
+	m.Keeper(true)
 	m.Node(list, tallies)
 	m.Worker(Worker{})
 	m.Pools(true, func() []pool.Figures {
