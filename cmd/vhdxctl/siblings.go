@@ -44,7 +44,7 @@ func (a *app) refuseSiblings(ctx context.Context, child string, parent vhdx.Laye
 		return err
 	}
 	var found []string
-	for _, dir := range slices.Compact([]string{filepath.Dir(parent.File), absoluteDir(child)}) {
+	for _, dir := range slices.Compact([]string{realDir(parent.File), realDir(child)}) {
 		names, err := f.childrenIn(ctx, dir)
 		if err != nil {
 			return err
@@ -61,11 +61,16 @@ func (a *app) refuseSiblings(ctx context.Context, child string, parent vhdx.Laye
 	return fmt.Errorf("%s has other children, %s%s: %w", parent.File, strings.Join(found, ", "), more, errSiblings)
 }
 
-func absoluteDir(path string) string {
+// realDir is the directory of a file under its only name.
+func realDir(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
 	}
-	return filepath.Dir(path)
+	dir := filepath.Dir(path)
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		return real
+	}
+	return dir
 }
 
 func (f *family) childrenIn(ctx context.Context, dir string) ([]string, error) {
