@@ -52,7 +52,7 @@ HAVE_SHORT_FORM = $(shell grep -rl --include='*_test.go' 'testing\.Short()' cmd 
 .PHONY: test
 test: deps build lint ## everything: lint, all tests (race detector on), oracles, csi-sanity
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) \
-		'race detector: -race -short -timeout 20m ./...' \
+		'race detector: -race -short -timeout 30m ./...' \
 		'full size: -timeout 40m $(HAVE_SHORT_FORM)' \
 		'manifests: -C tools/manifests -count=1 ./...' \
 		'monitoring: -C tools/monitoring ./...'
