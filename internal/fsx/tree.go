@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -345,4 +346,12 @@ func KindOf(m fs.FileMode) string {
 		return "device"
 	}
 	return "special file"
+}
+
+// Allocated is how many bytes of the filesystem a file takes.
+func Allocated(fi fs.FileInfo) int64 {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
+	}
+	return fi.Size()
 }

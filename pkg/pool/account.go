@@ -47,6 +47,14 @@ type operation struct {
 	Bytes int64 `json:"bytes"`
 	// Committed is what the record commits once a growth has happened.
 	Committed int64 `json:"committedAfter,omitempty"`
+	// Before is what the record committed before a change of its images.
+	Before int64 `json:"committedBefore,omitempty"`
+	// Parent is the image, of another volume, that a creation's image is a child of.
+	Parent string `json:"parent,omitempty"`
+	// Drop: the image is being removed.
+	Drop bool `json:"drop,omitempty"`
+	// Copy: the image holds nothing that is not elsewhere too.
+	Copy bool `json:"copy,omitempty"`
 	// Fixed: Bytes will be taken from the filesystem at once.
 	Fixed bool `json:"fixed,omitempty"`
 	// Aborting: found dead and being undone. It must not be committed any more.
@@ -64,6 +72,9 @@ const (
 	opCreate opKind = "create"
 	opGrow   opKind = "grow"
 	opDelete opKind = "delete"
+	// opChange puts images into a record or takes some out. Image is the one
+	// that is made or removed; the record says how far that has come.
+	opChange opKind = "change"
 )
 
 // errNoAccount: the account is missing or damaged. It is made anew from the records.
@@ -122,8 +133,8 @@ func (o *operation) valid() bool {
 	h, ok := parseHash(o.Hash)
 	o.hash = h
 	_, iok := parseIncarnation(o.Incarnation)
-	known := o.Kind == opCreate || o.Kind == opGrow || o.Kind == opDelete
-	return ok && iok && known && validImage(o.Image) && o.Bytes >= 0 && o.Bytes <= maxCommitted
+	known := o.Kind == opCreate || o.Kind == opGrow || o.Kind == opDelete || o.Kind == opChange
+	return ok && iok && known && validImage(o.Image) && (o.Parent == "" || validImage(o.Parent)) && o.Bytes >= 0 && o.Bytes <= maxCommitted
 }
 
 // reserved is the sum with everything under way, and how much of that fixed
@@ -150,6 +161,12 @@ func (a *account) settle(o *operation) {
 	} else {
 		a.Committed += o.Bytes
 	}
+}
+
+// settleChange ends a change of images, of which r shows the outcome.
+func (a *account) settleChange(o *operation, r *record) {
+	delete(a.Operations, o.key)
+	a.Committed += r.Committed - o.Before
 }
 
 // admit adds an operation, if there is room for it.

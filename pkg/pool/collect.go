@@ -89,6 +89,8 @@ func (s *session) resolve(ctx context.Context, o *operation) error {
 		err = s.resolveGrow(ctx, o)
 	case opDelete:
 		err = s.resolveDelete(ctx, o)
+	case opChange:
+		err = s.resolveChange(ctx, o)
 	}
 	if errors.Is(err, errNoAccount) || errors.Is(err, errSuperseded) {
 		return nil // the records are counted anew, or somebody else did it
@@ -159,10 +161,51 @@ func (s *session) resolveCreate(ctx context.Context, o *operation) error {
 	if happened {
 		return s.settled(ctx, o)
 	}
-	if err := s.p.removeUnborn(o.Image); err != nil {
+	if err := s.p.removeUnborn(o); err != nil {
+		return err
+	}
+	if err := s.p.disclaim(o.Parent, o.Image); err != nil {
 		return err
 	}
 	return s.dropped(ctx, o)
+}
+
+// finishDrop takes an image out of the record, if its file is gone.
+func (s *session) finishDrop(r *record, image string) error {
+	if _, err := s.p.tree.Stat(imagePath(image)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.p.forgetChildren(image)
+	r.without(image)
+	return s.replaceFresh(r)
+}
+
+// resolveChange removes an image that no record has come to name, and counts
+// what the record says now.
+func (s *session) resolveChange(ctx context.Context, o *operation) error {
+	r, err := s.lineageOf(o)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return s.dropped(ctx, o) // its deletion has counted everything
+	}
+	if !r.names(o.Image) {
+		if err := s.p.removeUnborn(o); err != nil {
+			return err
+		}
+	} else if o.Drop {
+		if err := s.finishDrop(r, o.Image); err != nil {
+			return err
+		}
+	}
+	return s.commitAny(ctx, o, func(a *account) error {
+		if err := s.p.tree.SyncDir(path.Dir(s.p.pathOf(r))); err != nil {
+			return err
+		}
+		a.settleChange(o, r)
+		return nil
+	})
 }
 
 func (s *session) resolveGrow(ctx context.Context, o *operation) error {
@@ -182,6 +225,13 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 	case err != nil:
 		return err
 	case r == nil:
+		after, err := s.lineageOf(o)
+		if err != nil {
+			return err
+		}
+		if after != nil { // it has retired
+			o.Bytes = o.Before - after.Committed
+		}
 		return s.settled(ctx, o)
 	case !r.Deleting:
 		return s.dropped(ctx, o)
@@ -197,22 +247,22 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 // removeUnborn removes the image of a creation that did not happen. It must be
 // locked by nobody, and incomplete, or without any data, or a file that was to be
 // imported and has its old name yet: what holds data is never removed because a
-// record is missing (I-POOL-4).
-func (p *Pool) removeUnborn(image string) error {
-	f, err := p.claimImage(image)
+// record is missing (I-POOL-4), but for a copy.
+func (p *Pool) removeUnborn(o *operation) error {
+	f, err := p.claimImage(o.Image)
 	if f == nil || err != nil {
 		return err
 	}
 	defer f.Close()
-	name := imagePath(image)
+	name := imagePath(o.Image)
 	kept, err := fsx.OtherNames(f)
 	if err != nil {
 		return err
 	}
-	if !kept && !dataless(f) {
+	if !kept && !o.Copy && !dataless(f) {
 		return fmt.Errorf("image %s: %w: it belongs to an interrupted creation, but holds data; move it away", name, ErrDamaged)
 	}
-	return p.tree.Remove(name)
+	return p.removeImage(o.Image)
 }
 
 // dataless reports whether an image is incomplete or provably blank. It reads
@@ -227,11 +277,14 @@ func dataless(f *os.File) bool {
 		same.Close()
 		return false
 	}
-	im, err := vhdx.Open(osf, vhdx.OpenOptions{ReadOnly: true})
+	im, err := vhdx.Open(osf, vhdx.OpenOptions{ReadOnly: true, NoParents: true})
 	if err != nil {
 		return errors.Is(err, vhdx.ErrCorrupt) || errors.Is(err, vhdx.ErrNotVHDX)
 	}
 	defer im.Close()
+	if info := im.Info(); info.HasParent {
+		return info.AllocatedBlocks == 0
+	}
 	blank, err := im.Blank()
 	return err == nil && blank
 }

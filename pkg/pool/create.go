@@ -1,15 +1,14 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 
-	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -54,6 +53,9 @@ func (p *Pool) complete(spec Spec) (Spec, error) {
 	if f := spec.Params.fault(); f != "" {
 		return spec, fmt.Errorf("volume %q: %w: %s", spec.Name, ErrInvalid, f)
 	}
+	if err := p.completeSource(&spec); err != nil {
+		return spec, fmt.Errorf("volume %q: %w", spec.Name, err)
+	}
 	if spec.Size < 0 || spec.Limit < 0 || spec.Limit > 0 && spec.Size > spec.Limit {
 		return spec, fmt.Errorf("volume %q: %w: size %d with limit %d", spec.Name, ErrInvalid, spec.Size, spec.Limit)
 	}
@@ -84,6 +86,8 @@ func (p *Pool) existing(r *record, spec Spec) (Volume, error) {
 		return Volume{}, fmt.Errorf("volume %q: %w: it has %d bytes", spec.Name, ErrConflict, r.Size)
 	case r.Params != spec.Params:
 		return Volume{}, fmt.Errorf("volume %q: %w: its parameters are %+v", spec.Name, ErrConflict, r.Params)
+	case r.Source != spec.Source.String():
+		return Volume{}, fmt.Errorf("volume %q: %w: it was made of %s", spec.Name, ErrConflict, cmp.Or(r.Source, "nothing"))
 	}
 	if err := p.tree.SyncDir(path.Dir(p.recordPath(r.id.hash))); err != nil {
 		return Volume{}, err
@@ -93,12 +97,18 @@ func (p *Pool) existing(r *record, spec Spec) (Volume, error) {
 
 func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 	r := newRecord(s.p, spec)
+	src, err := s.p.open(ctx, r, spec)
+	if err != nil {
+		return Volume{}, err
+	}
+	defer src.Close()
 	o := s.p.newOperation(opCreate, r, r.Committed)
+	o.Parent, o.Copy = src.parent(), src != nil && !src.attached
 	if err := s.begin(ctx, o, nil); err != nil {
 		return Volume{}, s.p.full(err, o.Bytes)
 	}
 	ctx = context.WithoutCancel(ctx)
-	f, err := s.p.buildImage(r)
+	f, err := s.p.build(ctx, r, src)
 	if err == nil {
 		err = s.commit(ctx, o, func() error { return s.p.linkRecord(r) })
 		f.Close() // only now is the image anybody's
@@ -132,22 +142,18 @@ func (s *session) disown(o *operation) error {
 	if r != nil || err != nil {
 		return err
 	}
-	return s.p.removeUnborn(o.Image)
+	if err := s.p.removeUnborn(o); err != nil {
+		return err
+	}
+	return s.p.disclaim(o.Parent, o.Image)
 }
 
 // buildImage makes the image, complete and durable, and returns it open and
 // locked (I-POOL-3).
 func (p *Pool) buildImage(r *record) (io.Closer, error) {
 	name := imagePath(r.Image)
-	if err := p.tree.Mkdir(path.Dir(name)); err != nil {
-		return nil, err
-	}
-	f, err := p.tree.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, fsx.FileMode)
+	f, err := p.newImageFile(r.Image)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.leases.Claim(r.Image, f); err != nil {
-		f.Close()
 		return nil, err
 	}
 	osf, err := vhdx.NewOSFile(f, vhdx.FileOptions{NoLock: true})

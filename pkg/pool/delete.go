@@ -63,7 +63,10 @@ func (s *session) delete(ctx context.Context, r *record) error {
 		return s.p.heldError("delete", r, err)
 	}
 	defer closeFile(image)
-	o := s.p.newOperation(opDelete, r, r.Committed)
+	o, err := s.p.deletion(r)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", r.ID, err)
+	}
 	err = s.begin(ctx, o, func() error {
 		if r.Deleting {
 			return nil
@@ -81,14 +84,11 @@ func (s *session) delete(ctx context.Context, r *record) error {
 
 // remove is the second phase. The caller has the volume's and the image's locks.
 func (s *session) remove(ctx context.Context, r *record, o *operation) error {
-	err := s.p.tree.Remove(imagePath(r.Image))
+	err := s.p.removeImage(r.Image)
 	if err == nil {
-		err = s.p.leases.Forget(r.Image)
+		err = s.bury(ctx, r, o)
 	}
-	if err == nil {
-		err = s.commit(ctx, o, func() error { return s.p.unlinkRecord(r) })
-	}
-	if errors.Is(err, errSuperseded) || errors.Is(err, errNoAccount) {
+	if errors.Is(err, errSuperseded) || errors.Is(err, errNoAccount) || errors.Is(err, lease.ErrHeld) {
 		err = fmt.Errorf("%w: %w", ErrBusy, err)
 	}
 	if err != nil {

@@ -9,7 +9,11 @@
 //	images/<xx>/<uuid>.vhdx        images
 //	nodes/<xx>/<hash>.json         nodes
 //	leases/<xx>/<uuid>.json        who has an image open, for people
-//	snapshots/ groups/             not used yet
+//	snapshots/<xx>/<hash>.json     snapshots: hash is that of the name
+//	cuts/<xx>/<hash>.json          snapshots that pass, for clones
+//	children/<xx>/<uuid>/<uuid>    an image of another volume that stands on an image
+//	retired/<xx>/<hash>.json       deleted volumes whose layers are needed yet
+//	groups/<xx>/<hash>.json        groups of snapshots
 //	tmp/                           files before they get their name
 //
 // Invariants:
@@ -53,4 +57,13 @@
 //	          Problems and the recount of a lost account.
 //	I-POOL-14 A share that fails or hangs keeps no other pool closed. Nothing of
 //	          its pool is taken for missing meanwhile.
+//	I-POOL-15 One replacement of the volume's record takes a snapshot: before it
+//	          there is none, after it the volume's image is a new child and the
+//	          old one frozen. A snapshot's own record only reserves its name.
+//	I-POOL-16 A frozen image is removed only when it is no snapshot, nothing
+//	          stands on it, and nobody has it open. What stands on another
+//	          volume's image has announced itself there before it exists.
+//	I-POOL-17 A rebuild changes no frozen image. A volume moves to the new ones
+//	          by the link of its own image and then by its record; either side
+//	          of that reads the same.
 package pool

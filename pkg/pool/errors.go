@@ -14,8 +14,14 @@ var (
 	// ErrNotFound: no volume has this id. Malformed ids and ids of pools this
 	// process does not serve are included.
 	ErrNotFound = errors.New("volume not found")
-	// ErrConflict: a volume of this name exists with another size or other parameters.
-	ErrConflict = errors.New("a volume of this name exists and differs")
+	// ErrNoSnapshot: no snapshot has this id, or it has not been taken.
+	ErrNoSnapshot = errors.New("snapshot not found")
+	// ErrChainFull: the volume has as many images as there can be. Snapshots
+	// have to be deleted; the background work makes fewer images of the rest.
+	ErrChainFull = errors.New("too many snapshots")
+	// ErrConflict: a volume or snapshot of this name exists with another size,
+	// source or other parameters.
+	ErrConflict = errors.New("this name is taken by something that differs")
 	// ErrNoSpace: the pool's policy or its filesystem has no room. Always a [*SpaceError].
 	ErrNoSpace = errors.New("not enough room in the pool")
 	// ErrInvalid: an argument that can never work.

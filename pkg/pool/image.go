@@ -40,6 +40,7 @@ func (p *Pool) openImage(ctx context.Context, id volumeID, readOnly bool, o vhdx
 		return nil, err
 	}
 	o.ReadOnly = readOnly
+	o.Parents = imagesOf{p}
 	im, err := vhdx.Open(osf, o)
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)

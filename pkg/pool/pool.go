@@ -27,13 +27,16 @@ const (
 	dirVolumes   = "volumes"
 	dirSnapshots = "snapshots"
 	dirGroups    = "groups"
+	dirCuts      = "cuts"
+	dirRetired   = "retired"
+	dirChildren  = "children"
 	dirImages    = "images"
 	dirNodes     = "nodes"
 	dirLeases    = "leases"
 	dirTemp      = "tmp"
 )
 
-var directories = []string{dirVolumes, dirSnapshots, dirGroups, dirImages, dirNodes, dirLeases, dirTemp}
+var directories = []string{dirVolumes, dirSnapshots, dirGroups, dirCuts, dirRetired, dirChildren, dirImages, dirNodes, dirLeases, dirTemp}
 
 // Options says which directory is a pool and what may be promised of it.
 type Options struct {

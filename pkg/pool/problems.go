@@ -35,8 +35,9 @@ func (p *Pool) problems(ctx context.Context) []Problem {
 		dir   string
 		entry func(ctx context.Context, d *fsx.Dir, shard, name string)
 	}{
-		{dirVolumes, s.volumeEntry}, {dirNodes, s.nodeEntry}, {dirImages, s.imageEntry},
-		{dirLeases, s.leaseEntry}, {dirSnapshots, s.reserved}, {dirGroups, s.reserved},
+		{dirVolumes, s.volumeEntry}, {dirRetired, s.retiredEntry}, {dirNodes, s.nodeEntry}, {dirImages, s.imageEntry},
+		{dirLeases, s.leaseEntry}, {dirSnapshots, s.snapshotEntry(dirSnapshots)}, {dirCuts, s.snapshotEntry(dirCuts)},
+		{dirGroups, s.reserved},
 	} {
 		s.shards(ctx, look.dir, look.entry)
 	}
@@ -172,15 +173,48 @@ func (s *survey) volumeEntry(_ context.Context, d *fsx.Dir, shard, name string) 
 		if err != nil {
 			return err
 		}
-		s.sum += r.Committed
-		if _, dup := s.images[r.Image]; dup && !s.images[r.Image] {
-			return fmt.Errorf("%w: another record has the same image %s", ErrDamaged, r.Image)
-		}
-		if !s.images[r.Image] {
-			s.images[r.Image] = r.Deleting // a deleted image may be missing
-		}
-		return nil
+		return s.names(r)
 	})
+}
+
+func (s *survey) retiredEntry(_ context.Context, d *fsx.Dir, shard, name string) {
+	s.record(d, shard, name, func(b []byte, h hash) error {
+		r, err := decodeRetired(b, s.p.name, h)
+		if err != nil {
+			return err
+		}
+		return s.names(r)
+	})
+}
+
+// names notes what a record counts and which images it names.
+func (s *survey) names(r *record) error {
+	s.sum += r.Committed
+	names := []string{r.Image}
+	for _, l := range r.layers() {
+		names = append(names, l.Image)
+	}
+	for _, image := range names {
+		if image == "" {
+			continue
+		}
+		if _, dup := s.images[image]; dup && !s.images[image] {
+			return fmt.Errorf("%w: another record has the same image %s", ErrDamaged, image)
+		}
+		if !s.images[image] {
+			s.images[image] = r.Deleting // a deleted image may be missing
+		}
+	}
+	return nil
+}
+
+func (s *survey) snapshotEntry(dir string) func(context.Context, *fsx.Dir, string, string) {
+	return func(_ context.Context, d *fsx.Dir, shard, name string) {
+		s.record(d, shard, name, func(b []byte, h hash) error {
+			_, err := decodeSnapshot(b, s.p.name, dir, h)
+			return err
+		})
+	}
 }
 
 func (s *survey) nodeEntry(_ context.Context, d *fsx.Dir, shard, name string) {
@@ -218,8 +252,8 @@ func (s *survey) nowKnown(ctx context.Context, image string) bool {
 	}
 	f.Close()
 	found := false
-	s.p.eachRecord(ctx, func(_ string, r *record, err error) error { //nolint:errcheck // then it is reported
-		if err == nil && r.Image == image {
+	s.p.eachLineage(ctx, func(_ string, r *record, err error) error { //nolint:errcheck // then it is reported
+		if err == nil && r.names(image) {
 			found = true
 			return errStop
 		}
@@ -239,16 +273,21 @@ func (s *survey) reserved(_ context.Context, _ *fsx.Dir, shard, name string) {
 }
 
 func (s *survey) missingImages(ctx context.Context) {
-	s.p.eachRecord(ctx, func(name string, r *record, err error) error { //nolint:errcheck // reported by the look at volumes
-		if err != nil || r.Deleting || s.images[r.Image] {
+	s.p.eachLineage(ctx, func(name string, r *record, err error) error { //nolint:errcheck // reported by the look at volumes
+		if err != nil || r.Deleting {
 			return nil
 		}
-		f, err := s.p.tree.Open(imagePath(r.Image), 0, 0)
-		if err != nil {
-			s.add(name, "its image: %v", err)
-			return nil
+		for _, l := range append(slices.Concat(r.Layers, r.Old), layer{Image: r.Image}) {
+			if l.Image == "" || s.images[l.Image] {
+				continue
+			}
+			f, err := s.p.tree.Open(imagePath(l.Image), 0, 0)
+			if err != nil {
+				s.add(name, "its image: %v", err)
+				continue
+			}
+			f.Close()
 		}
-		f.Close()
 		return nil
 	})
 }

@@ -42,8 +42,21 @@ type stored struct {
 	Params    Params `json:"params"`
 	Use       Use    `json:"use"`
 	FSType    string `json:"fsType,omitempty"`
-	// Image is the UUID that names its image file.
-	Image       string       `json:"image"`
+	// Image is the UUID that names its image file, which is written. Of a
+	// retired volume there is none.
+	Image string `json:"image,omitempty"`
+	// Layers are the frozen images below it, from the bottom up, and Origin is
+	// what the lowest of all stands on.
+	Layers []layer `json:"layers,omitempty"`
+	Origin *origin `json:"origin,omitempty"`
+	// Source is what the volume was made of; "": of nothing.
+	Source string `json:"source,omitempty"`
+	// Rebuild is under way: fewer images for the upper layers.
+	Rebuild *rebuild `json:"rebuild,omitempty"`
+	// Old are images that a rebuild has replaced and somebody may still use.
+	Old []layer `json:"old,omitempty"`
+	// Retired: the volume is deleted, its layers have snapshots or children yet.
+	Retired     bool         `json:"retired,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Created     time.Time    `json:"created"`
 	// Deleting is the first phase of deletion: the volume is gone for
@@ -58,7 +71,8 @@ func newRecord(p *Pool, spec Spec) *record {
 	r := &record{id: id, stored: stored{
 		ID:        id.String(),
 		Size:      spec.Size,
-		Committed: footprint(spec.Size, spec.Params),
+		Committed: spec.footprint(),
+		Source:    spec.Source.String(),
 		Params:    spec.Params,
 		Use:       UseNever,
 		Image:     uuid.NewString(),
@@ -108,14 +122,17 @@ func (r *record) fault(pool string, h hash) string {
 		return "belongs under the name " + r.id.hash.String()
 	case n == "" || len(n) > MaxName || hashOf(n) != h || r.Name != "" && r.NameBytes != nil:
 		return "its name does not have the hash of its id"
-	case r.Size <= 0 || r.Size > maxSize || r.Committed < r.Size || r.Committed > maxCommitted:
+	case r.Size <= 0 || r.Size > maxSize || !r.Retired && r.Committed < r.Size || r.Committed < 0 || r.Committed > maxCommitted:
 		return fmt.Sprintf("size %d with committed %d", r.Size, r.Committed)
 	case !r.Use.valid():
 		return fmt.Sprintf("use %.32q", r.Use)
 	case len(r.FSType) > maxFSType || len(r.Attachments) > maxAttachments:
 		return "a field is too long"
-	case !validImage(r.Image):
+	case !validImage(r.Image) && !(r.Retired && r.Image == ""):
 		return fmt.Sprintf("image %.64q is no UUID", r.Image)
+	}
+	if reason := r.chainFault(); reason != "" {
+		return reason
 	}
 	for _, a := range r.Attachments {
 		if a.Node == "" || len(a.Node) > maxNodeID {
@@ -193,13 +210,14 @@ func (p *Pool) replaceRecord(r *record) error {
 	if err != nil {
 		return err
 	}
-	return p.spending(func() error { return p.tree.Replace(p.recordPath(r.id.hash), b) })
+	return p.spending(func() error { return p.tree.Replace(p.pathOf(r), b) })
 }
 
 func (p *Pool) volume(r *record) Volume {
 	return Volume{
 		ID: r.ID, Name: r.name(), Pool: p.name, Size: r.Size, Params: r.Params,
 		Use: r.Use, FSType: r.FSType, Created: r.Created, Attachments: r.Attachments,
-		Image: path.Join(p.tree.Name(), imagePath(r.Image)),
+		Layers: r.depth() - 1,
+		Image:  path.Join(p.tree.Name(), imagePath(r.Image)),
 	}
 }

@@ -40,7 +40,8 @@ func (p *Pool) resize(ctx context.Context, id volumeID, size int64) (Volume, err
 
 // recordSize changes the record and the account, and r with them.
 func (s *session) recordSize(ctx context.Context, r *record, size int64) error {
-	after := max(footprint(size, r.Params), r.Committed)
+	rest := r.frozenBytes()
+	after := max(r.headFootprint(size), r.Committed-rest) + rest
 	o := s.p.newOperation(opGrow, r, after-r.Committed)
 	o.Committed = after
 	if err := s.begin(ctx, o, nil); err != nil {

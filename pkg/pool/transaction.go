@@ -181,7 +181,7 @@ func (s *session) recount(ctx context.Context) error {
 // count nothing; Problems names them.
 func (p *Pool) sumRecords(ctx context.Context) (*account, error) {
 	a := &account{accountStored: accountStored{Operations: map[string]*operation{}}}
-	err := p.eachRecord(ctx, func(_ string, r *record, err error) error {
+	err := p.eachLineage(ctx, func(_ string, r *record, err error) error {
 		if errors.Is(err, ErrDamaged) || errors.Is(err, ErrFormat) {
 			return nil
 		}
@@ -190,7 +190,10 @@ func (p *Pool) sumRecords(ctx context.Context) (*account, error) {
 		}
 		a.Committed += r.Committed
 		if r.Deleting && len(a.Operations) < maxOperations/2 {
-			o := p.newOperation(opDelete, r, r.Committed)
+			o, err := p.deletion(r)
+			if err != nil {
+				return err
+			}
 			a.Operations[o.key] = o
 		}
 		return nil

@@ -12,6 +12,8 @@ type Spec struct {
 	Limit  int64
 	Pool   string // "": the default pool
 	Params Params
+	// Source is what the volume begins with. Zero: nothing.
+	Source Source
 }
 
 // Params are what the image and its filesystem are made with. Zero: default.
@@ -47,6 +49,8 @@ type Volume struct {
 	Created time.Time
 	// Attachments in the order they were made.
 	Attachments []Attachment
+	// Layers is how many images lie below the one that is written.
+	Layers int
 	Image       string // absolute path of the image file, for messages and tools
 }
 
