@@ -250,8 +250,11 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 // record is missing (I-POOL-4), but for a copy.
 func (p *Pool) removeUnborn(o *operation) error {
 	f, err := p.claimImage(o.Image)
-	if f == nil || err != nil {
+	if err != nil {
 		return err
+	}
+	if f == nil {
+		return p.leases.Forget(o.Image) // whoever removed it may have died before that
 	}
 	defer f.Close()
 	name := imagePath(o.Image)
