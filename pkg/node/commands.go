@@ -19,6 +19,8 @@ const (
 	cmdSyncfs = "node-syncfs"
 	cmdAlive  = "node-alive"
 	cmdRead   = "node-read"
+	cmdFreeze = "node-freeze"
+	cmdThaw   = "node-thaw"
 )
 
 // Commands are the functions of this package that run in a process of their
@@ -31,6 +33,8 @@ func Commands() []helper.Command {
 		{Name: cmdSyncfs, Run: runSyncfs},
 		{Name: cmdAlive, Run: runAlive},
 		{Name: cmdRead, Run: runRead},
+		{Name: cmdFreeze, Run: runFreeze},
+		{Name: cmdThaw, Run: runThaw},
 	}
 }
 

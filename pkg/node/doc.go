@@ -22,6 +22,7 @@
 //	         [use formatting > mkfs] > fsck > grow > mount > use mounted > entry says staged
 //	unstage  umount > detach > close image > keeper lets go > remove entry
 //	resume   what the keeper holds > open image with its journal > the entry's device, in-flight requests again
+//	cut      [sync > entry says frozen > freeze] > writes wait > record names the new image > writes go on > [thaw]
 //	publish  entry with target > directory or file > bind mount
 //	unpublish  umount > remove directory or file > entry without target
 //
@@ -40,6 +41,9 @@
 //	I-NODE-11 A staged volume whose life the keeper holds is resumed with nothing unmounted, or waits.
 //	          Only proof that it can never be served again ends that: its image was written by
 //	          somebody else, its device or the keeper's item is gone, it is attached elsewhere.
+//	I-NODE-12 A filesystem that this package froze is thawed at the latest when the limit of the freeze
+//	          has passed: by a process that outlives this one, and by the next one's Recover. One that
+//	          somebody else froze is not thawed.
 //
 // Programs that use this package begin with helper.RunIfHelper(node.Commands()...).
 package node

@@ -41,6 +41,8 @@ type entry struct {
 	// Staged: a call of Stage has come to its end. What died before that has
 	// been promised to nobody, and is torn down.
 	Staged bool `json:"staged,omitempty"`
+	// Frozen: the filesystem is, or is about to be, frozen by this plugin.
+	Frozen bool `json:"frozen,omitempty"`
 }
 
 // deviceID is how mounts are proven to be a volume's (I-NODE-8).

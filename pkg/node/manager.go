@@ -33,6 +33,7 @@ type Manager struct {
 	ready   bool               // Recover has run, Shutdown has not
 	volumes map[string]*volume // every entry of the journal, by volume id
 	busy    map[string]bool    // ids of volumes that a call works on
+	frozen  map[string]*frozen // by volume id
 }
 
 // image is what this package needs of a *vhdx.Image.
@@ -114,7 +115,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: deathpoint.Node, stopped: make(chan struct{}),
-		volumes: map[string]*volume{}, busy: map[string]bool{},
+		volumes: map[string]*volume{}, busy: map[string]bool{}, frozen: map[string]*frozen{},
 	}
 	m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
 		im, err := c.Volumes.OpenImage(ctx, id, readOnly, vhdx.OpenOptions{ReadOnly: readOnly, Journal: j})

@@ -17,6 +17,10 @@ type Volumes interface {
 	// BeginFormat records the use formatting, and the filesystem, durably.
 	BeginFormat(ctx context.Context, id, fsType string) error
 	SetUse(ctx context.Context, id string, u pool.Use) error
+	// Cut makes the image as it is the snapshot, and a new one the volume's.
+	Cut(ctx context.Context, snapshot string, l pool.Live) (pool.Snapshot, error)
+	// Switch puts the image on what the layers below it were merged into.
+	Switch(ctx context.Context, id string, im *vhdx.Image) error
 }
 
 // Keeper holds what must outlive this process; *keeper.Client is one.

@@ -131,6 +131,14 @@ func (p *rawVolumes) SetUse(_ context.Context, id string, u pool.Use) error {
 	return p.set(id, "SetUse", func(v *pool.Volume) { v.Use = u })
 }
 
+func (p *rawVolumes) Cut(context.Context, string, pool.Live) (pool.Snapshot, error) {
+	return pool.Snapshot{}, errors.New("these volumes are plain files")
+}
+
+func (p *rawVolumes) Switch(context.Context, string, *vhdx.Image) error {
+	return errors.New("these volumes are plain files")
+}
+
 func (p *rawVolumes) OpenImage(context.Context, string, bool, vhdx.OpenOptions) (*vhdx.Image, error) {
 	return nil, errors.New("these volumes are plain files")
 }

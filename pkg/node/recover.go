@@ -57,6 +57,7 @@ func (m *Manager) Recover(ctx context.Context) ([]Recovered, error) {
 	if err := m.journal.awaitOrphans(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Helpers of an earlier process are stuck; what they hold stays in use")
 	}
+	m.thawLeft(ctx)
 	results = append(results, m.settleAll(ctx, append(down, lost...))...)
 	for _, r := range results {
 		klog.FromContext(ctx).Info("Journal entry of an earlier process", "volume", r.VolumeID, "file", r.File,

@@ -23,6 +23,9 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	if v.dev == nil && v.image == nil {
 		return m.tearDownLeftover(ctx, v)
 	}
+	if err := m.unfreeze(ctx, v); err != nil {
+		return err
+	}
 	m.change(func() { v.staged = false })
 	for _, path := range slices.Backward(v.entry.Staging) {
 		if err := m.unmountOwn(ctx, v.entry, path, 0); err != nil {

@@ -17,9 +17,10 @@ import (
 // Live is a volume's image as its holder has it open.
 type Live struct {
 	Image *vhdx.Image
-	// Around runs cut, with the filesystem frozen if that is what it does, and
-	// says what the disk is like meanwhile. Nil: cut is run as a power cut.
-	Around func(cut func(c Consistency) error) error
+	// Around runs cut, with the filesystem frozen if that is what it does; like,
+	// which is called while writes wait, says what the disk is like. Nil: cut is
+	// run, and is like a power cut.
+	Around func(cut func(like func() Consistency) error) error
 }
 
 // Cut takes a snapshot that is reserved: the image that the volume has becomes
@@ -127,7 +128,9 @@ func (p *Pool) offline(ctx context.Context, id volumeID) (Live, error) {
 	if im.Info().Replay.Entries > 0 {
 		like = ConsistentCrash
 	}
-	return Live{Image: im, Around: func(cut func(Consistency) error) error { return cut(like) }}, nil
+	return Live{Image: im, Around: func(cut func(func() Consistency) error) error {
+		return cut(func() Consistency { return like })
+	}}, nil
 }
 
 // cutting is one cut.
@@ -150,11 +153,16 @@ func (c *cutting) run(ctx context.Context) error {
 	}
 	around := c.live.Around
 	if around == nil {
-		around = func(cut func(Consistency) error) error { return cut(ConsistentCrash) }
+		around = func(cut func(func() Consistency) error) error {
+			return cut(func() Consistency { return ConsistentCrash })
+		}
 	}
 	called := false
-	err = around(func(like Consistency) error {
+	err = around(func(like func() Consistency) error {
 		called = true
+		if c.live.Image.ReadOnly() { // nothing changes, and who reads it goes on
+			return errors.Join(f.Close(), c.record(like))
+		}
 		return c.live.Image.Rotate(f, func() error { return c.record(like) })
 	})
 	if !called {
@@ -167,7 +175,7 @@ func (c *cutting) run(ctx context.Context) error {
 }
 
 // record is what the pause waits for.
-func (c *cutting) record(like Consistency) error {
+func (c *cutting) record(like func() Consistency) error {
 	bytes, err := c.s.p.allocated(c.old)
 	if err != nil {
 		return err
@@ -175,7 +183,7 @@ func (c *cutting) record(like Consistency) error {
 	next := *c.r
 	next.Layers = append(slices.Clone(c.r.Layers), layer{
 		Image: c.old, Snapshot: c.snapshot, Size: c.live.Image.Size(), Bytes: bytes, Use: c.r.Use, FSType: c.r.FSType,
-		Consistency: like, Created: time.Now().UTC().Truncate(time.Millisecond),
+		Consistency: like(), Created: time.Now().UTC().Truncate(time.Millisecond),
 	})
 	next.Image = c.next
 	next.Committed = next.frozenBytes() + max(next.headFootprint(c.r.Size), c.r.Committed-c.r.frozenBytes())

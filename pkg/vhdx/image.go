@@ -45,6 +45,7 @@ type Image struct {
 	lastGUID  ondisk.GUID          // DataWriteGuid from the session's end on, unless zero
 	number    uint32               // counts the images that have been the head
 	gate      atomic.Pointer[gate] // writes wait here while a rotation is under way
+	pause     atomic.Int64         // how long the last rotation kept writes waiting, in ns
 	frozen    atomic.Bool          // it has been rotated away and is never written again
 	rotation  sync.Mutex           // one rotation, resize, compaction, replacement of the parent or Close at a time; before pins and committing
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
@@ -112,8 +113,11 @@ func (im *Image) settleAhead() error {
 
 // switchTo is the pause. Root is the image that users hold.
 func (im *Image) switchTo(root, child *Image, record func() error) error {
-	g := &gate{opened: make(chan struct{})}
-	defer close(g.opened)
+	g, began := &gate{opened: make(chan struct{})}, time.Now()
+	defer func() {
+		close(g.opened)
+		root.pause.Store(int64(time.Since(began)))
+	}()
 	im.gate.Store(g)
 	im.writable.Store(false)
 	im.pins.wait()
