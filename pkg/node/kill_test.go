@@ -95,6 +95,13 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 		return m.Unpublish(ctx, r.id, p.TargetPath)
 	case "unstage":
 		return m.Unstage(ctx, r.id, s.StagingPath)
+	case "cut":
+		snap, err := r.real.set.ReserveSnapshot(ctx, pool.SnapshotSpec{Name: "snap", Volume: r.id})
+		if err != nil || snap.Taken {
+			return err
+		}
+		_, err = m.Cut(ctx, r.id, snap.ID, false)
+		return err
 	case "dirty": // written and never synced
 		return os.WriteFile(filepath.Join(p.TargetPath, "dirty"), []byte("not synced"), 0o600)
 	case "write":

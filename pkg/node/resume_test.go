@@ -135,7 +135,7 @@ func TestResumeKilledAtEveryStep(t *testing.T) {
 	if testing.Short() {
 		types = types[:1]
 	}
-	calls := []string{"stage", "publish", "write", "unpublish", "unstage"}
+	calls := []string{"stage", "publish", "write", "cut", "unpublish", "unstage"}
 	for _, fsType := range types {
 		probe := newKeptRig(t, pool.Spec{Name: "pvc-1", Size: realSize(fsType)})
 		for _, step := range append(probe.stepsOf(fsType, calls), "claimed", "reopened", "resumed") {
@@ -151,7 +151,7 @@ func TestResumeKilledAtEveryStep(t *testing.T) {
 					}
 				}
 				// Kubelet repeats what was not answered.
-				r.mustCall(fsType, "stage", "publish", "write", "unpublish", "unstage")
+				r.mustCall(fsType, "stage", "publish", "write", "cut", "write", "unpublish", "unstage")
 				r.wantClean()
 				r.wantNothingKept()
 			})
