@@ -37,16 +37,23 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	ob.watchPools(ctx, o, set)
 
 	c := driver.Config{Version: version, WorkTimeout: o.workTimeout, Observe: ob.call, Stats: ob.traces}
-	if o.controller() {
-		c.Controller = &driver.Controller{Volumes: set, Attachments: set, Pools: pools}
-		defer collect(ctx, set)()
-	}
 	var m *node.Manager
 	if o.node() {
 		if m, err = o.startNode(ctx, set, h, ob); err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
+	}
+	if o.controller() {
+		ob.metrics.Controller()
+		t := newTender(set, nil, ob.metrics.Tended)
+		c.Controller = &driver.Controller{Volumes: set, Attachments: set, Snapshots: set, Pools: pools, Untended: t.add}
+		if m != nil {
+			c.Controller.Holders = localHolder{m}
+			t.follow = m.Follow
+		}
+		defer collect(ctx, set)()
+		defer t.run(ctx)()
 	}
 	ob.run(ctx, o, m)
 	serveErr := o.serve(ctx, c, h.link)

@@ -330,7 +330,7 @@ func TestValidateVolumeCapabilities(t *testing.T) {
 func TestConfigCheck(t *testing.T) {
 	f := newFake()
 	ctl := func(local bool) *Controller {
-		return &Controller{Volumes: f, Attachments: f, Pools: []Pool{{Name: "p", Local: local}}}
+		return &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{{Name: "p", Local: local}}}
 	}
 	for name, c := range map[string]Config{
 		"nothing":              {},

@@ -17,13 +17,19 @@ func (s *controller) CreateVolume(ctx context.Context, r *csi.CreateVolumeReques
 	if err != nil {
 		return nil, err
 	}
+	from, err := parseSource(r.GetVolumeContentSource())
+	if err != nil {
+		return nil, err
+	}
 	v, err := run(ctx, s.work, "name "+spec.Name, "CreateVolume", func(ctx context.Context) (pool.Volume, error) {
-		return s.Volumes.CreateVolume(ctx, spec)
+		return s.create(ctx, spec, from)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateVolumeResponse{Volume: s.describe(v)}, nil
+	vol := s.describe(v)
+	vol.ContentSource = r.GetVolumeContentSource()
+	return &csi.CreateVolumeResponse{Volume: vol}, nil
 }
 
 // parseCreate checks the whole request before anything is done.
@@ -34,9 +40,6 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	c, mounts, err := parsePurpose(r.GetVolumeCapabilities(), r.GetParameters())
 	if err != nil {
 		return pool.Spec{}, err
-	}
-	if r.GetVolumeContentSource() != nil {
-		return pool.Spec{}, fmt.Errorf("%w: volume_content_source: snapshots and clones are not supported", errInvalid)
 	}
 	if len(r.GetMutableParameters()) > 0 {
 		return pool.Spec{}, fmt.Errorf("%w: mutable_parameters: there is none that this driver could change", errInvalid)
@@ -49,11 +52,17 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 		return pool.Spec{}, err
 	}
 	sector := int64(cmp.Or(c.params.LogicalSectorSize, defaultSector))
-	size, err := parseRange(r.GetCapacityRange(), sector, leastSize(mounts, cmp.Or(c.params.FSType, defaultFS)))
+	least := leastSize(mounts, cmp.Or(c.params.FSType, defaultFS))
+	if r.GetVolumeContentSource() != nil {
+		least = 0 // it is at least as large as its source
+	}
+	size, err := parseRange(r.GetCapacityRange(), sector, least)
 	if err != nil {
 		return pool.Spec{}, err
 	}
-	return pool.Spec{Name: r.GetName(), Size: size.need, Limit: size.limit, Pool: p.Name, Params: c.params}, nil
+	return pool.Spec{
+		Name: r.GetName(), Size: size.need, Limit: size.limit, Pool: p.Name, Params: c.params, Source: pool.Source{Mode: c.cloneMode},
+	}, nil
 }
 
 // defaultSector is the logical sector size of a volume whose class names none.

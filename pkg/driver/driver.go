@@ -63,6 +63,12 @@ type Pool struct {
 type Controller struct {
 	Volumes     Volumes
 	Attachments Attachments
+	Snapshots   Snapshots
+	// Holders reaches volumes that are in use. Nil: nobody can be asked.
+	Holders Holders
+	// Untended, if set, is told of volumes that may have images that nobody needs
+	// any more. It must not block.
+	Untended func(volume string)
 	// Pools of the process; the first is the default.
 	Pools []Pool
 }

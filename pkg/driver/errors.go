@@ -61,6 +61,8 @@ var rules = []rule{
 
 	{err: pool.ErrAway, code: codes.Unavailable},
 	{err: pool.ErrNotFound, code: codes.NotFound},
+	{err: pool.ErrNoSnapshot, code: codes.NotFound},
+	{err: pool.ErrChainFull, code: codes.ResourceExhausted},
 	{err: pool.ErrConflict, code: codes.AlreadyExists},
 	{err: pool.ErrNoSpace, code: codes.ResourceExhausted},
 	{err: pool.ErrInvalid, code: codes.InvalidArgument},

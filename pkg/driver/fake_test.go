@@ -35,6 +35,9 @@ type fake struct {
 	seen    func(context.Context) // if set, told the context of mutating calls
 	stats   node.Stats
 	size    int64
+
+	snapshot  pool.Snapshot
+	snapshots []pool.Snapshot
 }
 
 func newFake() *fake { return &fake{volumes: make(map[string]pool.Volume)} }
@@ -157,7 +160,7 @@ func serveWithLog(ctx context.Context, t *testing.T, f *fake, change ...func(*Co
 	t.Helper()
 	c := Config{
 		Version: "test",
-		Controller: &Controller{Volumes: f, Attachments: f, Pools: []Pool{
+		Controller: &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{
 			{Name: "default", Capacity: f.Capacity}, {Name: "fast", Capacity: f.Capacity}}},
 		Node: &NodeService{Mounts: f, Usage: f, ID: "node-1"},
 	}

@@ -11,8 +11,9 @@ import (
 
 // class is what the parameters of a StorageClass say.
 type class struct {
-	pool   string
-	params pool.Params
+	pool      string
+	params    pool.Params
+	cloneMode pool.CloneMode
 }
 
 // Parameter is one key a StorageClass may have.
@@ -44,6 +45,7 @@ const (
 func Parameters() []Parameter {
 	return []Parameter{
 		{"blockSize", "a power of two from 1Mi to 256Mi; by default chosen by the volume's size", setBlockSize},
+		{"cloneMode", "link, reflink or copy; default link", setCloneMode},
 		{"fsType", strings.Join(filesystems(), ", ") + "; default " + defaultFS, setFSType},
 		{"logSize", "whole Mi from 1Mi to 256Mi; default 1Mi", setLogSize},
 		{"logicalSectorSize", "512 or 4096; default 512", setSectorSize},
@@ -91,6 +93,17 @@ func setPool(c *class, v string) error {
 		return fmt.Errorf("the name is empty")
 	}
 	c.pool = v
+	return nil
+}
+
+func setCloneMode(c *class, v string) error {
+	switch v {
+	case "link":
+	case string(pool.CloneReflink), string(pool.CloneCopy):
+		c.cloneMode = pool.CloneMode(v)
+	default:
+		return fmt.Errorf("no such mode")
+	}
 	return nil
 }
 

@@ -26,6 +26,7 @@ type Metrics struct {
 	rpcs     *prometheus.HistogramVec
 	replays  [3]*atomic.Uint64 // how many, ns, entries; see Node
 	events   *prometheus.CounterVec
+	tended   [3]*prometheus.CounterVec // merged, removed, bytes; see Controller
 
 	keeper     atomic.Bool
 	keeperTold sync.Once
@@ -61,6 +62,22 @@ const (
 	EventFailed  = "failed"
 	EventDropped = "dropped"
 )
+
+// Controller adds what a controller counts.
+func (m *Metrics) Controller() {
+	for i, c := range []*Metric{layersMerged, layersFreed, bytesFreed} {
+		m.tended[i] = c.counter()
+		m.tended[i].WithLabelValues()
+		m.registry.MustRegister(m.tended[i])
+	}
+}
+
+// Tended counts images that nobody needed. Controller comes first.
+func (m *Metrics) Tended(t pool.Tended) {
+	for i, n := range []int64{int64(t.Rebuilt), int64(t.Removed), t.Freed} {
+		m.tended[i].WithLabelValues().Add(float64(max(n, 0)))
+	}
+}
 
 // Event counts one.
 func (m *Metrics) Event(outcome string) { m.events.WithLabelValues(outcome).Inc() }

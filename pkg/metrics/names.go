@@ -74,6 +74,14 @@ var (
 		"Every 5 minutes, or in large pools ten times what a count takes.", "pool")
 )
 
+// Of the images that are frozen below volumes.
+var (
+	layersMerged = metric("controller", "layers_merged_total", Counter, "Images that layers nobody needs were merged into.", "")
+	layersFreed  = metric("controller", "layers_removed_total", Counter, "Frozen images that were removed, since nobody needs them.", "")
+	bytesFreed   = metric("controller", "layers_freed_bytes_total", Counter, "What those took in the filesystem.",
+		"Standing still while snapshots are deleted: the controller's log says what is in the way.")
+)
+
 // Of a node's volumes.
 var (
 	volumes = metric("node", "volumes", Gauge, "Volumes that this node knows, by state: serving, changing (a call is at work), waiting (requests are held until there is a server again), quarantined (has killed its server three times), poisoned (takes no write since a failed sync), dead (requests fail), left (could not be taken down).",

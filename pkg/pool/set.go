@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -190,6 +191,22 @@ func (s *Set) Volume(_ context.Context, id string) (Volume, error) {
 		return Volume{}, err
 	}
 	r, err := p.live(v)
+	if err != nil {
+		return Volume{}, err
+	}
+	return p.volume(r), nil
+}
+
+// Find returns the volume of a name in a pool, the default one for "". ErrNotFound.
+func (s *Set) Find(_ context.Context, poolName, name string) (Volume, error) {
+	p, err := s.Pool(poolName)
+	if err != nil {
+		return Volume{}, err
+	}
+	r, err := p.readRecord(hashOf(name))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && (r.Deleting || r.name() != name) {
+		return Volume{}, fmt.Errorf("volume %q: %w", name, ErrNotFound)
+	}
 	if err != nil {
 		return Volume{}, err
 	}

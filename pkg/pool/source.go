@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,12 +66,21 @@ func (p *Pool) completeSource(spec *Spec) error {
 		return fmt.Errorf("%w: clone mode %.32q", ErrInvalid, spec.Source.Mode)
 	}
 	_, l, err := p.layerOf(spec.Source.Snapshot)
+	if errors.Is(err, ErrNoSnapshot) {
+		// It may be gone because the volume is made already.
+		if r, rerr := p.readRecord(hashOf(spec.Name)); rerr == nil && !r.Deleting && r.Source == spec.Source.String() {
+			spec.Size = cmp.Or(spec.Size, r.Size)
+			return nil
+		}
+	}
 	if err != nil {
 		return err
 	}
 	switch {
 	case spec.Size == 0 && (spec.Limit == 0 || spec.Limit >= l.Size):
 		spec.Size = l.Size
+	case l.Use == UseMounted && l.FSType != "" && spec.Params.FSType != "" && l.FSType != spec.Params.FSType:
+		return fmt.Errorf("%w: its source holds %s, the class or claim asks for %s", ErrInvalid, l.FSType, spec.Params.FSType)
 	case spec.Size < l.Size:
 		return fmt.Errorf("%w: %d bytes are less than the %d of its source", ErrOutOfRange, spec.Size, l.Size)
 	}

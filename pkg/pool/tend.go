@@ -70,15 +70,16 @@ func (s *Set) Tend(ctx context.Context, id string, how Tender) (Tended, error) {
 	return t, err
 }
 
-// passingAge is how old a snapshot for a clone is before its maker is dead.
-const passingAge = 24 * time.Hour
+// abandonedAge is how old a snapshot for a clone, or one that was never taken, is
+// before nobody comes back for it.
+const abandonedAge = 24 * time.Hour
 
 // Untended calls fn for each volume that [Set.Tend] may have work on. It reads
-// every record. Snapshots for clones whose makers have died are deleted on the way.
+// every record. Snapshots that nobody will come back for are deleted on the way.
 func (s *Set) Untended(ctx context.Context, fn func(volume string) error) error {
 	var errs []error
 	for _, p := range s.Pools() {
-		errs = append(errs, p.deletePassed(ctx))
+		errs = append(errs, p.deleteAbandoned(ctx))
 		errs = append(errs, p.eachLineage(ctx, func(_ string, r *record, err error) error {
 			if damaged(err) {
 				return nil // Problems names it
@@ -92,17 +93,24 @@ func (s *Set) Untended(ctx context.Context, fn func(volume string) error) error 
 	return errors.Join(errs...)
 }
 
-func (p *Pool) deletePassed(ctx context.Context) error {
+func (p *Pool) deleteAbandoned(ctx context.Context) (err error) {
 	var old []volumeID
-	err := p.walk(ctx, dirCuts, "", func(_ string, h hash, b []byte, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // Problems names it
-		}
-		if r, err := decodeSnapshot(b, p.name, dirCuts, h); err == nil && time.Since(r.Reserved) > passingAge {
-			old = append(old, r.id)
-		}
-		return nil
-	})
+	for _, dir := range []string{dirCuts, dirSnapshots} {
+		err = errors.Join(err, p.walk(ctx, dir, "", func(_ string, h hash, b []byte, err error) error {
+			if err != nil {
+				return nil //nolint:nilerr // Problems names it
+			}
+			r, err := decodeSnapshot(b, p.name, dir, h)
+			if err != nil || time.Since(r.Reserved) < abandonedAge {
+				return nil //nolint:nilerr // Problems names it
+			}
+			v, err := p.volumeOf(r)
+			if err == nil && (dir == dirCuts || !p.snapshotOf(r, v).Taken) {
+				old = append(old, r.id)
+			}
+			return nil
+		}))
+	}
 	for _, id := range old {
 		err = errors.Join(err, p.deleteSnapshot(ctx, id))
 	}

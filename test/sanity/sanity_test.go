@@ -19,8 +19,6 @@ import (
 // allowedSkips are the cases of csi-sanity that may skip, and why. Any other
 // skip fails the test, and so does a row that nothing needs any more.
 var allowedSkips = []struct{ cases, why string }{
-	{`(Create|Delete|Get|List)Snapshots? \[Controller Server\]|from an existing source snapshot|source snapshot is not found`, "snapshots are not there yet"},
-	{`from an existing source volume|source volume is not found`, "clones are not there yet"},
 	{`ModifyVolume \[Controller Server\]|volume attribute class`, "no parameter of a volume can be modified yet"},
 	{`GroupController Service|VolumeGroupSnapshot`, "group snapshots are not there yet"},
 	{`ControllerGetVolumeHealth|ControllerListVolumeHealth|NodeGetVolumeHealth|NodeGetStorageHealth`, "health reports are not there yet"},
