@@ -22,6 +22,9 @@ const tempAge = time.Hour
 type Collected struct {
 	Operations int // unfinished ones of dead processes, ended
 	Temporary  int // files removed
+	// Controllers is how many records of controllers were removed whose
+	// certificate has ended.
+	Controllers int
 }
 
 // Collect finishes or undoes what dead processes left: creations and growths
@@ -32,8 +35,10 @@ func (p *Pool) Collect(ctx context.Context) (Collected, error) {
 	c, err := p.collect(ctx)
 	n, terr := p.collectTemp()
 	c.Temporary = n
+	gone, cerr := p.collectControllers(time.Now())
+	c.Controllers = gone
 	p.takeBallast()
-	return c, errors.Join(err, terr)
+	return c, errors.Join(err, terr, cerr)
 }
 
 func (p *Pool) collect(ctx context.Context) (c Collected, err error) {

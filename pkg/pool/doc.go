@@ -7,7 +7,8 @@
 //	ballast                        thrown off when the share is full
 //	volumes/<xx>/<hash>.json       a volume's record; hash is that of its name
 //	images/<xx>/<uuid>.vhdx        images
-//	nodes/<xx>/<hash>.json         nodes
+//	nodes/<xx>/<hash>.json         nodes, where to ask them and their certificates
+//	controllers/<hash>.json        controllers' certificates; hash is the fingerprint's first half
 //	leases/<xx>/<uuid>.json        who has an image open, for people
 //	snapshots/<xx>/<hash>.json     snapshots: hash is that of the name
 //	cuts/<xx>/<hash>.json          snapshots that pass, for clones

@@ -125,9 +125,11 @@ func FuzzAccount(f *testing.F) {
 
 func FuzzNode(f *testing.F) {
 	f.Add([]byte(`{"format":1,"id":"n1","bootId":"b","seen":"2026-01-01T00:00:00Z"}`))
+	f.Add([]byte(`{"format":1,"id":"n1","seen":"2026-01-01T00:00:00Z","endpoints":["10.0.0.1:9811","[fd00::1]:9811"],` +
+		`"certificates":[{"sha256":"` + strings.Repeat("0a", 32) + `","until":"2026-01-08T00:00:00Z"}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n, _, err := decodeNode(b)
-		if err == nil && (n.ID == "" || len(n.ID) > maxNodeID) {
+		if err == nil && (n.ID == "" || len(n.ID) > maxNodeID || n.fault() != "") {
 			t.Fatalf("accepted: %+v", n)
 		}
 		if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrFormat) {

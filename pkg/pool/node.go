@@ -13,6 +13,9 @@ type nodeRecord struct {
 	ID     string    `json:"id"`
 	BootID string    `json:"bootId,omitempty"`
 	Seen   time.Time `json:"seen"`
+
+	Endpoints    []string      `json:"endpoints,omitempty"`
+	Certificates []Certificate `json:"certificates,omitempty"`
 }
 
 func nodePath(id string) string {
@@ -24,6 +27,9 @@ func (p *Pool) registerNode(n Node) error {
 	if n.ID == "" || len(n.ID) > maxNodeID {
 		return fmt.Errorf("node id of %d bytes: %w: 1 to %d", len(n.ID), ErrInvalid, maxNodeID)
 	}
+	if reason := n.fault(); reason != "" {
+		return fmt.Errorf("node %.256q: %w: %s", n.ID, ErrInvalid, reason)
+	}
 	if n.Seen.IsZero() {
 		n.Seen = time.Now()
 	}
@@ -32,7 +38,9 @@ func (p *Pool) registerNode(n Node) error {
 	if err != nil && !errors.Is(err, ErrNoNode) && !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	b, err := encodeObject(&nodeRecord{ID: n.ID, BootID: n.BootID, Seen: n.Seen.UTC().Truncate(time.Second)}, extra)
+	r := nodeRecord(n)
+	r.Seen = n.Seen.UTC().Truncate(time.Second)
+	b, err := encodeObject(&r, extra)
 	if err != nil {
 		return err
 	}
@@ -72,6 +80,9 @@ func decodeNode(b []byte) (Node, extras, error) {
 	extra, err := decodeObject(b, &r)
 	if err == nil && (r.ID == "" || len(r.ID) > maxNodeID) {
 		err = fmt.Errorf("%w: node id of %d bytes", ErrDamaged, len(r.ID))
+	}
+	if reason := Node(r).fault(); err == nil && reason != "" {
+		err = fmt.Errorf("%w: %s", ErrDamaged, reason)
 	}
 	if err != nil {
 		return Node{}, nil, err

@@ -34,9 +34,13 @@ const (
 	dirNodes     = "nodes"
 	dirLeases    = "leases"
 	dirTemp      = "tmp"
+
+	dirControllers = "controllers"
 )
 
-var directories = []string{dirVolumes, dirSnapshots, dirGroups, dirCuts, dirRetired, dirChildren, dirImages, dirNodes, dirLeases, dirTemp}
+var directories = []string{
+	dirVolumes, dirSnapshots, dirGroups, dirCuts, dirRetired, dirChildren, dirImages, dirNodes, dirControllers, dirLeases, dirTemp,
+}
 
 // Options says which directory is a pool and what may be promised of it.
 type Options struct {

@@ -41,6 +41,7 @@ func (p *Pool) problems(ctx context.Context) []Problem {
 	} {
 		s.shards(ctx, look.dir, look.entry)
 	}
+	s.controllers()
 	s.missingImages(ctx)
 	s.temporary()
 	s.compare(before)

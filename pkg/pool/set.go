@@ -27,6 +27,8 @@ type Set struct {
 	mu   sync.Mutex // over changes of have, and what follows
 	node *Node      // as registered last, for pools that come later
 	stop context.CancelFunc
+
+	controller *Controller // likewise
 }
 
 // present is which pools are open; replaced as a whole.
@@ -82,6 +84,9 @@ func (s *Set) join(p *Pool) error {
 		if err := p.registerNode(*s.node); err != nil {
 			return err
 		}
+	}
+	if s.controller != nil {
+		p.registerController(*s.controller) //nolint:errcheck // it registers again and again; a full share must not keep its pool closed
 	}
 	now := &present{byName: map[string]*Pool{p.name: p}, away: maps.Clone(old.away)}
 	maps.Copy(now.byName, old.byName)
@@ -378,6 +383,7 @@ func (s *Set) Collect(ctx context.Context) (Collected, error) {
 		c, err := p.Collect(ctx)
 		sum.Operations += c.Operations
 		sum.Temporary += c.Temporary
+		sum.Controllers += c.Controllers
 		errs = append(errs, err)
 	}
 	return sum, errors.Join(errs...)

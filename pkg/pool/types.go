@@ -66,6 +66,10 @@ type Node struct {
 	ID     string    `json:"id"`
 	BootID string    `json:"bootId,omitempty"`
 	Seen   time.Time `json:"seen"`
+	// Endpoints are where it can be asked about volumes, as address:port, the
+	// best first, and Certificates whose key it has there. None: nowhere.
+	Endpoints    []string      `json:"endpoints,omitempty"`
+	Certificates []Certificate `json:"certificates,omitempty"`
 }
 
 // Capacity is what a pool has and has promised, in bytes.
