@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/stats"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
@@ -64,8 +65,9 @@ type Controller struct {
 	Volumes     Volumes
 	Attachments Attachments
 	Snapshots   Snapshots
-	// Holders reaches volumes that are in use. Nil: nobody can be asked.
-	Holders Holders
+	// Holders passes a call to the node that has the volume open; ErrNotHeld
+	// where nobody has. Nil: nobody can be asked.
+	Holders control.Holder
 	// Untended, if set, is told of volumes that may have images that nobody needs
 	// any more. It must not block.
 	Untended func(volume string)

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control/wire"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -58,6 +60,10 @@ var rules = []rule{
 	{err: node.ErrStuck, code: codes.Aborted},
 	{err: node.ErrUnfinished, code: codes.Aborted},
 	{err: pool.ErrBusy, code: codes.Aborted},
+	{err: control.ErrUnreachable, code: codes.Unavailable},
+	// The volume moves, or a freeze did not last: the caller begins anew.
+	{err: control.ErrNotHeld, code: codes.Aborted},
+	{err: control.ErrFrozenNoMore, code: codes.Aborted},
 
 	{err: pool.ErrAway, code: codes.Unavailable},
 	{err: pool.ErrNotFound, code: codes.NotFound},
@@ -148,8 +154,15 @@ func codeOf(method string, err error) codes.Code {
 			return r.code
 		}
 	}
+	// A node that was asked has found its error in this table.
+	if far, ok := errors.AsType[*wire.Error](err); ok {
+		return far.Code
+	}
 	return codes.Internal
 }
+
+// Status is what a process that asks this one is sent of an error.
+func Status(err error) error { return toStatus("", err) }
 
 // toStatus turns the error of a call into what is sent.
 func toStatus(method string, err error) error {

@@ -16,6 +16,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control/wire"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -40,6 +42,9 @@ func TestCodeOf(t *testing.T) {
 		{"", &fs.PathError{Op: "open", Path: "/p", Err: syscall.ESTALE}, codes.Unavailable},
 		{"", context.DeadlineExceeded, codes.DeadlineExceeded},
 		{"", context.Canceled, codes.Canceled},
+		{"", fmt.Errorf("cut: %w", &wire.Error{Node: "n", Code: codes.OutOfRange}), codes.OutOfRange},
+		{"", fmt.Errorf("%w: %w", node.ErrUnfinished, &wire.Error{Node: "n", Code: codes.NotFound}), codes.Aborted},
+		{"", fmt.Errorf("%w: %w", control.ErrUnreachable, pool.ErrNoNode), codes.Unavailable},
 	} {
 		if got := codeOf(tt.method, tt.err); got != tt.want {
 			t.Errorf("codeOf(%q, %v) = %v, want %v", tt.method, tt.err, got, tt.want)
@@ -59,7 +64,7 @@ func TestTableIsComplete(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"pool", "node", "vhdx", "blockdev"} {
+	for _, dir := range []string{"pool", "node", "vhdx", "blockdev", "control"} {
 		for _, name := range sentinels(t, filepath.Join("..", dir)) {
 			full := dir + "." + name
 			has := strings.Contains(string(table), full+",")
