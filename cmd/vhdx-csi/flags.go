@@ -30,6 +30,10 @@ type options struct {
 	memoryLimit     string
 	metricsAddress  string
 	otlpEndpoint    string
+
+	controlAddress   string
+	controlAdvertise string
+
 	events          string
 	hangTimeout     time.Duration
 	workTimeout     time.Duration
@@ -134,6 +138,9 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")
 	fs.StringVar(&o.metricsAddress, "metrics-address", "", "address to serve Prometheus metrics on, at /metrics, such as :9809; by default nowhere")
 	fs.StringVar(&o.otlpEndpoint, "otlp-endpoint", "", "OpenTelemetry collector that gets a span of each call, by OTLP over gRPC, such as http://collector:4317 (https: with TLS). By default none, unless the variable OTEL_EXPORTER_OTLP_ENDPOINT names one")
+	fs.StringVar(&o.controlAddress, "control-address", ":0", "address on which the node service answers controllers of other processes, with mutual TLS; "+
+		"port 0 is any free one, for the pool tells where. Nobody listens where all pools are local")
+	fs.StringVar(&o.controlAdvertise, "control-advertise", "", "address, or several with commas, at which controllers reach that, such as the pod's; by default those of this host")
 	fs.StringVar(&o.events, "events", eventsAuto, "write Kubernetes Events of what an operator must know: auto (in a pod), on or off")
 	fs.DurationVar(&o.hangTimeout, "hang-timeout", 10*time.Second, "how long the worker may show no sign of life before it is killed and replaced, which costs its volumes a pause")
 	fs.DurationVar(&o.workTimeout, "work-timeout", 30*time.Minute, "when an operation that outlives its caller is told to give up")
@@ -166,7 +173,7 @@ func (o *options) check() error {
 	if !filepath.IsAbs(o.keeperSocket) {
 		return fmt.Errorf("--keeper-socket=%s: give an absolute path", o.keeperSocket)
 	}
-	if err := o.checkObservers(); err != nil {
+	if err := errors.Join(o.checkObservers(), o.checkControl()); err != nil {
 		return err
 	}
 	if o.maxVolumes < 0 {

@@ -37,20 +37,25 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	ob.watchPools(ctx, o, set)
 
 	c := driver.Config{Version: version, WorkTimeout: o.workTimeout, Observe: ob.call, Stats: ob.traces}
+	networked := o.networked(pools)
 	var m *node.Manager
+	deaf := func(context.Context) error { return nil }
 	if o.node() {
-		if m, err = o.startNode(ctx, set, h, ob); err != nil {
+		if m, deaf, err = o.startNode(ctx, set, h, ob, networked); err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
 	}
 	if o.controller() {
 		ob.metrics.Controller()
-		t := newTender(set, nil, ob.metrics.Tended)
-		c.Controller = &driver.Controller{Volumes: set, Attachments: set, Snapshots: set, Pools: pools, Untended: t.add}
-		if m != nil {
-			c.Controller.Holders = localHolder{m}
-			t.follow = m.Follow
+		nodes, err := o.newAsker(ctx, set, m, networked)
+		if err != nil {
+			return err
+		}
+		defer nodes.stop()
+		t := newTender(set, nodes.Follow, ob.metrics.Tended)
+		c.Controller = &driver.Controller{
+			Volumes: set, Attachments: set, Snapshots: set, Holders: nodes, Pools: pools, Untended: t.add,
 		}
 		defer collect(ctx, set)()
 		defer t.run(ctx)()
@@ -62,7 +67,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), o.shutdownTimeout/2)
 	defer cancel()
-	return errors.Join(serveErr, m.Shutdown(last))
+	return errors.Join(serveErr, deaf(last), m.Shutdown(last))
 }
 
 // collectEvery is how often the controller finishes what others began and did
@@ -81,8 +86,8 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 			done, err := set.Collect(ctx)
 			if err != nil && ctx.Err() == nil {
 				log.Error(err, "Collect what is unfinished in the pools")
-			} else if done.Operations+done.Temporary > 0 {
-				log.Info("Collected what was unfinished in the pools", "operations", done.Operations, "temporary", done.Temporary)
+			} else if done.Operations+done.Temporary+done.Controllers > 0 {
+				log.Info("Collected what was left in the pools", "operations", done.Operations, "temporary", done.Temporary, "controllers", done.Controllers)
 			}
 			select {
 			case <-ctx.Done():
@@ -98,11 +103,11 @@ func collect(ctx context.Context, set *pool.Set) (stop func()) {
 }
 
 // startNode makes the node manager, settles what an earlier process left, and
-// tells the pools about this node.
-func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *observer) (*node.Manager, error) {
+// tells the pools about this node. deaf ends its service for controllers.
+func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *observer, networked bool) (m *node.Manager, deaf func(context.Context) error, err error) {
 	attacher, err := o.newAttacher(klog.FromContext(ctx), h.link)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c := node.Config{
 		NodeID: o.nodeID, StateDir: o.nodeStateDir(), StateLocked: h.link != nil,
@@ -111,29 +116,33 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *ob
 	if h.link != nil || o.keeperGiven {
 		k, err := o.dialKeeper(ctx, ob)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		c.Keeper = k
 	}
-	m, err := node.New(c) //nolint:contextcheck // it waits for nothing but its own directory
+	m, err = node.New(c) //nolint:contextcheck // it waits for nothing but its own directory
 	if err != nil {
-		return nil, fmt.Errorf("start the node service: %w", err)
+		return nil, nil, fmt.Errorf("start the node service: %w", err)
 	}
 	h.beatsFor(m)
 	ob.metrics.Node(m.Volumes, h.link.Tally)
 	began := supervisor.SinceBoot()
 	recovered, err := m.Recover(ctx) // it logs what it finds
 	if err != nil {
-		return nil, fmt.Errorf("settle what an earlier process left: %w", err)
+		return nil, nil, fmt.Errorf("settle what an earlier process left: %w", err)
 	}
 	ob.started(h.link.History(), began, recovered)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, fmt.Errorf("read the boot id: %w", err)
+		return nil, nil, fmt.Errorf("read the boot id: %w", err)
 	}
 	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now()}
+	if networked {
+		deaf, err = o.answerControllers(ctx, set, holderOf(m), self)
+		return m, deaf, err
+	}
 	register(ctx, set, self)
-	return m, nil
+	return m, func(context.Context) error { return nil }, nil
 }
 
 // registerRetry is how long after a failure a node is registered again.

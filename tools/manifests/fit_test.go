@@ -40,6 +40,7 @@ func checkAll(t *testing.T, objects []runtime.Object) {
 	}
 	checkDriverName(t, objects)
 	checkKeeper(t, objects)
+	checkControl(t, objects)
 	checkNode(t, objects)
 	checkRights(t, objects)
 }
