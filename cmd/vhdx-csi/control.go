@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
@@ -55,7 +53,7 @@ const withdrawTime = 2 * time.Second
 func (o *options) newAsker(ctx context.Context, set *pool.Set, m *node.Manager, networked bool) (*asker, error) {
 	a := &asker{Router: control.Router{Find: set}, stop: func() {}}
 	if m != nil {
-		a.Node, a.Local = o.nodeID, holderOf(m)
+		a.Node, a.Local = o.nodeID, m
 	}
 	if !networked {
 		return a, nil
@@ -201,30 +199,4 @@ func refusals(log klog.Logger) func(net.Addr, error) {
 			log.Info("Refused a peer that asked about volumes", "from", from.String(), "reason", err.Error())
 		}
 	}
-}
-
-// holderOf is what the node manager does for controllers.
-func holderOf(m *node.Manager) control.Holder {
-	if h, ok := any(m).(control.Holder); ok {
-		return h
-	}
-	return notYet{}
-}
-
-// notYet answers for a node manager that can do none of it.
-type notYet struct{}
-
-var errNotYet = status.Error(codes.Unimplemented, "the node plugin cannot do this")
-
-func (notYet) Freeze(context.Context, string, string, time.Duration) (string, error) {
-	return "", errNotYet
-}
-
-func (notYet) Cut(context.Context, string, string, control.CutOptions) (control.CutResult, error) {
-	return control.CutResult{}, errNotYet
-}
-func (notYet) Thaw(context.Context, string, string) error { return errNotYet }
-func (notYet) Follow(context.Context, string) error       { return errNotYet }
-func (notYet) Report(context.Context, string) (control.Report, error) {
-	return control.Report{}, errNotYet
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ import (
 
 // follower can do one thing.
 type follower struct {
-	notYet
+	control.Holder
 	err error
 }
 
@@ -89,9 +88,6 @@ func TestControllerAsksNode(t *testing.T) {
 	if !ok || far.Code != codes.ResourceExhausted {
 		t.Fatalf("the node's error: %v", far)
 	}
-	if err := nodes.Thaw(ctx, v.ID, "t"); !strings.Contains(err.Error(), "cannot do this") {
-		t.Fatalf("%v", err)
-	}
 	nodes.stop()
 	left, err := os.ReadDir(filepath.Join(dir, "controllers"))
 	if err != nil || len(left) > 0 {
@@ -137,7 +133,7 @@ func TestAloneAsksItself(t *testing.T) {
 func TestAddressTaken(t *testing.T) {
 	set := openShared(t, t.TempDir(), "n1")
 	o := &options{mode: modeNode, nodeID: "n1", controlAddress: "192.0.2.1:9811"} // of no machine
-	deaf, err := o.answerControllers(t.Context(), set, notYet{}, pool.Node{ID: "n1"})
+	deaf, err := o.answerControllers(t.Context(), set, &follower{}, pool.Node{ID: "n1"})
 	if err != nil {
 		t.Fatal(err)
 	}

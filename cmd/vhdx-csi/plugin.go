@@ -138,7 +138,7 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *ob
 	}
 	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now()}
 	if networked {
-		deaf, err = o.answerControllers(ctx, set, holderOf(m), self)
+		deaf, err = o.answerControllers(ctx, set, m, self)
 		return m, deaf, err
 	}
 	register(ctx, set, self)

@@ -34,7 +34,7 @@ type Holder interface {
 	// it until Thaw, or until limit has passed, whatever happens to the caller or
 	// the plugin meanwhile. The answer is what a snapshot taken now is good for:
 	// ConsistencyCrash where there is no filesystem, or somebody else froze it.
-	// With the token of a freeze that lasts it begins the limit anew.
+	// With the token of a freeze that lasts it is success.
 	Freeze(ctx context.Context, volumeID, token string, limit time.Duration) (consistency string, err error)
 	// Cut makes what the volume is now into the snapshot, and has the volume go
 	// on in a new head. The snapshot's record exists before, and says when it is

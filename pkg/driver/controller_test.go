@@ -68,9 +68,10 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		{"unknown pool", codes.InvalidArgument, func(r R) { r.Parameters = map[string]string{"pool": "nope"} }},
 		{"two filesystems", codes.InvalidArgument, func(r R) { r.Parameters = map[string]string{"fsType": "ext4"} }},
 		{"mutable parameters", codes.InvalidArgument, func(r R) { r.MutableParameters = map[string]string{"iops": "1"} }},
-		{"content source", codes.InvalidArgument, func(r R) {
+		{"content source of no kind", codes.InvalidArgument, func(r R) { r.VolumeContentSource = &csi.VolumeContentSource{} }},
+		{"content source without an id", codes.InvalidArgument, func(r R) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
-				Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: "a"}}}
+				Volume: &csi.VolumeContentSource_VolumeSource{}}}
 		}},
 		{"limit below", codes.OutOfRange, func(r R) { r.CapacityRange.LimitBytes = 1 << 20 }},
 		{"too large", codes.OutOfRange, func(r R) { r.CapacityRange = &csi.CapacityRange{RequiredBytes: 65 << 40} }},

@@ -12,6 +12,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -24,17 +25,6 @@ type Snapshots interface {
 	Snapshots(ctx context.Context, f pool.SnapshotFilter, token string, max int) ([]pool.Snapshot, string, error)
 	DeleteSnapshot(ctx context.Context, id string) error
 	Find(ctx context.Context, poolName, name string) (pool.Volume, error)
-}
-
-// Holders asks the node that has a volume open, if one has.
-type Holders interface {
-	// Cut takes a snapshot that is reserved, of a volume in use.
-	Cut(ctx context.Context, volume, snapshot string, crash bool) error
-	// Freeze keeps writes away from a volume until Thaw, or for so long.
-	Freeze(ctx context.Context, volume, token string, limit time.Duration) error
-	Thaw(ctx context.Context, volume, token string) error
-	// Follow makes the volume follow its record.
-	Follow(ctx context.Context, volume string) error
 }
 
 // consistencyKey is the parameter of a VolumeSnapshotClass.
@@ -90,15 +80,24 @@ func (s *controller) takeSnapshot(ctx context.Context, spec pool.SnapshotSpec, c
 }
 
 func (s *controller) cut(ctx context.Context, snap pool.Snapshot, crash bool) (pool.Snapshot, error) {
-	done, err := s.Snapshots.Cut(ctx, snap.ID, pool.Live{})
-	if !errors.Is(err, pool.ErrInUse) || s.Holders == nil {
-		return done, err
+	for try := 0; ; try++ {
+		done, err := s.Snapshots.Cut(ctx, snap.ID, pool.Live{})
+		if !errors.Is(err, pool.ErrInUse) || s.Holders == nil {
+			return done, err
+		}
+		_, err = s.Holders.Cut(ctx, snap.Volume, snap.ID, control.CutOptions{Freeze: !crash, Limit: freezeLimit})
+		if errors.Is(err, control.ErrNotHeld) && try == 0 {
+			continue // it has just been closed
+		}
+		if err != nil {
+			return pool.Snapshot{}, err
+		}
+		return s.Snapshots.Snapshot(ctx, snap.ID)
 	}
-	if err := s.Holders.Cut(ctx, snap.Volume, snap.ID, crash); err != nil {
-		return pool.Snapshot{}, err
-	}
-	return s.Snapshots.Snapshot(ctx, snap.ID)
 }
+
+// freezeLimit is the longest that a filesystem is frozen for a snapshot.
+const freezeLimit = 30 * time.Second
 
 func describeSnapshot(v pool.Snapshot) *csi.Snapshot {
 	return &csi.Snapshot{

@@ -33,6 +33,8 @@ func whole(list func() []node.Status) *Metrics {
 	m.Keeper(true)
 	m.Node(list, tallies)
 	m.Worker(Worker{})
+	m.Controller()
+	m.Tended(pool.Tended{Removed: 1})
 	m.Pools(true, func() []pool.Figures {
 		return []pool.Figures{{Pool: "p", At: time.Unix(1, 0), Census: pool.Census{At: time.Unix(1, 0)}}}
 	})

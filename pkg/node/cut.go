@@ -6,22 +6,17 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
-// Cut says how a snapshot of a volume in use was taken.
-type Cut struct {
-	Snapshot pool.Snapshot
-	Pause    time.Duration // for which writes to the device waited
-	Frozen   time.Duration // for which the filesystem was
-}
+var _ control.Holder = (*Manager)(nil)
 
-// Cut takes a reserved snapshot of a volume that is staged here, under I/O. A
-// mounted filesystem is synced, and frozen around the moment, unless crash
-// consistency is asked for. ErrNotStaged, ErrPending.
-func (m *Manager) Cut(ctx context.Context, volumeID, snapshot string, crash bool) (c Cut, err error) {
+// Cut takes a reserved snapshot of a volume that is staged here, under I/O; see
+// [control.Holder]. control.ErrNotHeld, control.ErrFrozenNoMore, ErrPending.
+func (m *Manager) Cut(ctx context.Context, volumeID, snapshot string, o control.CutOptions) (c control.CutResult, err error) {
 	err = m.withImage(ctx, volumeID, func(v *volume) error {
-		c, err = m.cut(ctx, v, snapshot, crash)
+		c, err = m.cut(ctx, v, snapshot, o)
 		return err
 	})
 	if err != nil {
@@ -39,7 +34,7 @@ func (m *Manager) withImage(ctx context.Context, volumeID string, do func(v *vol
 	defer end()
 	v := m.lookup(volumeID)
 	if v == nil {
-		return ErrNotStaged
+		return control.ErrNotHeld
 	}
 	if err := m.serving(ctx, v); err != nil {
 		return err
@@ -50,19 +45,25 @@ func (m *Manager) withImage(ctx context.Context, volumeID string, do func(v *vol
 	return do(v)
 }
 
-func (m *Manager) cut(ctx context.Context, v *volume, snapshot string, crash bool) (Cut, error) {
+func (m *Manager) cut(ctx context.Context, v *volume, snapshot string, o control.CutOptions) (control.CutResult, error) {
 	im, err := rotatable(v)
 	if err != nil {
-		return Cut{}, err
+		return control.CutResult{}, err
 	}
-	var c Cut
+	var c control.CutResult
 	live := pool.Live{Image: im}
-	switch f := m.frozenOf(v.entry.Volume); {
+	f := m.frozenOf(v.entry.Volume)
+	if o.Token != "" && (f == nil || f.token != o.Token || time.Now().After(f.until)) && !v.entry.ReadOnly {
+		return c, control.ErrFrozenNoMore
+	}
+	switch {
+	case v.entry.ReadOnly:
+		live.Around = while(func() pool.Consistency { return pool.ConsistentFilesystem })
 	case f != nil:
-		live.Around = func(cut func(func() pool.Consistency) error) error { return cut(f.consistency) }
-	case !crash && !v.entry.Block && !v.entry.ReadOnly:
+		live.Around = while(f.consistency)
+	case o.Freeze && !v.entry.Block:
 		live.Around = func(cut func(func() pool.Consistency) error) error {
-			f, err := m.freeze(ctx, v, "", FreezeLimit)
+			f, err := m.freeze(ctx, v, "", min(o.Limit, FreezeLimit))
 			if err != nil {
 				return err
 			}
@@ -71,47 +72,48 @@ func (m *Manager) cut(ctx context.Context, v *volume, snapshot string, crash boo
 			c.Frozen = time.Since(f.since)
 			return err
 		}
-	case v.entry.ReadOnly:
-		live.Around = func(cut func(func() pool.Consistency) error) error {
-			return cut(func() pool.Consistency { return pool.ConsistentFilesystem })
-		}
 	}
-	c.Snapshot, err = m.cfg.Volumes.Cut(ctx, snapshot, live)
-	c.Pause = im.LastPause()
+	snap, err := m.cfg.Volumes.Cut(ctx, snapshot, live)
+	c.Pause, c.Consistency = im.LastPause(), string(snap.Consistency)
 	m.step("cut")
 	return c, err
 }
 
+// while is a cut of a disk that is held still already.
+func while(like func() pool.Consistency) func(func(func() pool.Consistency) error) error {
+	return func(cut func(func() pool.Consistency) error) error { return cut(like) }
+}
+
 // Freeze keeps writes away from a volume until Thaw with the same token, or
 // until the limit, [FreezeLimit] at most, has passed: what is mounted is synced
-// and frozen, the writes of a raw volume are held back. Cut meanwhile takes the
-// disk as it is. ErrNotStaged, ErrPending.
-func (m *Manager) Freeze(ctx context.Context, volumeID, token string, limit time.Duration) error {
-	err := m.withImage(ctx, volumeID, func(v *volume) error {
-		if f := m.frozenOf(volumeID); f != nil && time.Now().Before(f.until) {
-			if f.token == token {
-				return nil
-			}
+// and frozen, the writes of a raw volume are held back. See [control.Holder].
+// control.ErrNotHeld, ErrPending.
+func (m *Manager) Freeze(ctx context.Context, volumeID, token string, limit time.Duration) (like string, err error) {
+	err = m.withImage(ctx, volumeID, func(v *volume) error {
+		if v.entry.ReadOnly { // it does not change
+			like = control.ConsistencyFilesystem
+			return nil
+		}
+		f := m.frozenOf(volumeID)
+		if f != nil && time.Now().Before(f.until) && f.token != token {
 			return fmt.Errorf("%w: it is frozen for somebody else", ErrPending)
-		} else if f != nil {
+		}
+		if f == nil || time.Now().After(f.until) {
 			if err := m.unfreeze(ctx, v); err != nil {
 				return err
 			}
+			if f, err = m.freeze(ctx, v, token, min(limit, FreezeLimit)); err != nil {
+				return err
+			}
+			m.change(func() { m.frozen[volumeID] = f })
 		}
-		if v.entry.ReadOnly {
-			return nil // it does not change
-		}
-		f, err := m.freeze(ctx, v, token, min(limit, FreezeLimit))
-		if err != nil {
-			return err
-		}
-		m.change(func() { m.frozen[volumeID] = f })
+		like = string(f.like)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("freeze volume %s: %w", volumeID, err)
+		return "", fmt.Errorf("freeze volume %s: %w", volumeID, err)
 	}
-	return nil
+	return like, nil
 }
 
 // Thaw ends a freeze. None, or one of another token, is success.
@@ -162,4 +164,19 @@ func (m *Manager) Follow(ctx context.Context, volumeID string) error {
 		return fmt.Errorf("follow the record of volume %s: %w", volumeID, err)
 	}
 	return nil
+}
+
+// Report says what is wrong with the volume.
+func (m *Manager) Report(_ context.Context, volumeID string) (control.Report, error) {
+	v := m.lookup(volumeID)
+	if v == nil {
+		return control.Report{}, fmt.Errorf("report on volume %s: %w", volumeID, control.ErrNotHeld)
+	}
+	m.mu.Lock()
+	err := v.usable()
+	m.mu.Unlock()
+	if err == nil {
+		return control.Report{}, nil
+	}
+	return control.Report{Entries: []control.Entry{{Status: control.StatusInaccessible, Reason: "NotServed", Message: err.Error()}}}, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -82,17 +83,19 @@ func lastRecord(t *testing.T, path string) int {
 	return last
 }
 
-func (r *rig) snapshot(name string, crash bool) Cut {
+func (r *rig) snapshot(name string, crash bool) pool.Snapshot {
 	r.t.Helper()
 	snap, err := r.real.set.ReserveSnapshot(r.t.Context(), pool.SnapshotSpec{Name: name, Volume: r.id})
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	c, err := r.m.Cut(r.t.Context(), r.id, snap.ID, crash)
+	if _, err = r.m.Cut(r.t.Context(), r.id, snap.ID, control.CutOptions{Freeze: !crash, Limit: FreezeLimit}); err == nil {
+		snap, err = r.real.set.Snapshot(r.t.Context(), snap.ID)
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return c
+	return snap
 }
 
 // restoreFrom makes a volume of a snapshot and attaches it to this node.
@@ -130,13 +133,13 @@ func TestCutUnderWriters(t *testing.T) {
 					time.Sleep(50 * time.Millisecond) // for some records between them
 					before := int(w.acked.Load())
 					c := r.snapshot(fmt.Sprint("s", i), crash)
-					all = append(all, taken{id: c.Snapshot.ID, before: before, last: int(w.acked.Load())})
+					all = append(all, taken{id: c.ID, before: before, last: int(w.acked.Load())})
 					want := pool.ConsistentFilesystem
 					if crash {
 						want = pool.ConsistentCrash
 					}
-					if c.Snapshot.Consistency != want {
-						t.Fatalf("the snapshot is %s, want %s", c.Snapshot.Consistency, want)
+					if c.Consistency != want {
+						t.Fatalf("the snapshot is %s, want %s", c.Consistency, want)
 					}
 				}
 				count := w.end(t)
@@ -185,7 +188,7 @@ func TestCutFrozenByOthers(t *testing.T) {
 	}
 	c := r.snapshot("s", false)
 	err = unix.IoctlSetInt(int(f.Fd()), ioctlThaw, 0)
-	if err != nil || c.Snapshot.Consistency != pool.ConsistentFilesystem {
+	if err != nil || c.Consistency != pool.ConsistentFilesystem {
 		t.Fatalf("thaw: %v; %+v", err, c)
 	}
 	f.Close()
@@ -200,13 +203,13 @@ func TestFreeze(t *testing.T) {
 			r.start()
 			r.mustCall(fsType, "stage", "publish", "write")
 			ctx := t.Context()
-			if err := r.m.Freeze(ctx, r.id, "mine", time.Minute); err != nil {
+			if _, err := r.m.Freeze(ctx, r.id, "mine", time.Minute); err != nil {
 				t.Fatal(err)
 			}
-			if err := r.m.Freeze(ctx, r.id, "mine", time.Minute); err != nil {
+			if _, err := r.m.Freeze(ctx, r.id, "mine", time.Minute); err != nil {
 				t.Fatalf("again: %v", err)
 			}
-			if err := r.m.Freeze(ctx, r.id, "other", time.Minute); !errors.Is(err, ErrPending) {
+			if _, err := r.m.Freeze(ctx, r.id, "other", time.Minute); !errors.Is(err, ErrPending) {
 				t.Fatalf("by another: %v", err)
 			}
 			written := make(chan error, 1)
@@ -223,11 +226,11 @@ func TestFreeze(t *testing.T) {
 			if err := <-written; err != nil {
 				t.Fatal(err)
 			}
-			if err := r.m.Freeze(ctx, r.id, "short", 50*time.Millisecond); err != nil {
+			if _, err := r.m.Freeze(ctx, r.id, "short", 50*time.Millisecond); err != nil {
 				t.Fatal(err)
 			}
 			r.mustCall(fsType, "write") // waits for the limit
-			if err := r.m.Freeze(ctx, r.id, "next", time.Minute); err != nil {
+			if _, err := r.m.Freeze(ctx, r.id, "next", time.Minute); err != nil {
 				t.Fatal(err)
 			}
 			r.mustCall(fsType, "unpublish", "unstage")

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
@@ -100,7 +101,7 @@ func (r *rig) call(m *Manager, name, fsType string) error {
 		if err != nil || snap.Taken {
 			return err
 		}
-		_, err = m.Cut(ctx, r.id, snap.ID, false)
+		_, err = m.Cut(ctx, r.id, snap.ID, control.CutOptions{Freeze: true, Limit: FreezeLimit})
 		return err
 	case "dirty": // written and never synced
 		return os.WriteFile(filepath.Join(p.TargetPath, "dirty"), []byte("not synced"), 0o600)
