@@ -65,6 +65,7 @@ type Controller struct {
 	Volumes     Volumes
 	Attachments Attachments
 	Snapshots   Snapshots
+	Groups      Groups
 	// Holders passes a call to the node that has the volume open; ErrNotHeld
 	// where nobody has. Nil: nobody can be asked.
 	Holders control.Holder

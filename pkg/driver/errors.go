@@ -69,6 +69,7 @@ var rules = []rule{
 	{err: pool.ErrNotFound, code: codes.NotFound},
 	{err: pool.ErrNoSnapshot, code: codes.NotFound},
 	{err: pool.ErrChainFull, code: codes.ResourceExhausted},
+	{err: pool.ErrNotTogether, code: codes.FailedPrecondition},
 	{err: pool.ErrConflict, code: codes.AlreadyExists},
 	{err: pool.ErrNoSpace, code: codes.ResourceExhausted},
 	{err: pool.ErrInvalid, code: codes.InvalidArgument},

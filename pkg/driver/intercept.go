@@ -19,6 +19,7 @@ var polled = map[string]bool{
 	"Probe": true, "GetPluginInfo": true, "GetPluginCapabilities": true,
 	"ControllerGetCapabilities": true, "NodeGetCapabilities": true, "NodeGetInfo": true,
 	"ListVolumes": true, "GetCapacity": true, "ControllerGetVolume": true,
+	"GroupControllerGetCapabilities": true, "GetVolumeGroupSnapshot": true,
 	"ListSnapshots": true, "GetSnapshot": true,
 	"NodeGetVolumeStats": true, "Check": true, "Watch": true, "List": true,
 }

@@ -55,7 +55,9 @@ func (s *Server) register(c Config) {
 		if c.local() {
 			nodeID = c.Node.ID
 		}
-		csi.RegisterControllerServer(s.grpc, &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work, reads: make(reads, maxReads)})
+		ctl := &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work, reads: make(reads, maxReads)}
+		csi.RegisterControllerServer(s.grpc, ctl)
+		csi.RegisterGroupControllerServer(s.grpc, &groupController{controller: ctl, groups: c.Controller.Groups})
 	}
 	if c.Node != nil {
 		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, topology: c.local(), work: s.work})

@@ -8,7 +8,6 @@ import (
 	"path"
 	"strings"
 
-
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -140,4 +139,3 @@ func (p *Pool) newImageFile(image string) (*os.File, error) {
 	}
 	return f, nil
 }
-

@@ -67,4 +67,6 @@
 //	I-POOL-17 A rebuild changes no frozen image. A volume moves to the new ones
 //	          by the link of its own image and then by its record; either side
 //	          of that reads the same.
+//	I-POOL-18 A group of snapshots exists from one replacement of its record to
+//	          another. Outside of that none of its snapshots does.
 package pool

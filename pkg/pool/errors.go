@@ -19,6 +19,8 @@ var (
 	// ErrChainFull: the volume has as many images as there can be. Snapshots
 	// have to be deleted; the background work makes fewer images of the rest.
 	ErrChainFull = errors.New("too many snapshots")
+	// ErrNotTogether: volumes that no one point in time can be taken of.
+	ErrNotTogether = errors.New("volumes cannot be taken together")
 	// ErrConflict: a volume or snapshot of this name exists with another size,
 	// source or other parameters.
 	ErrConflict = errors.New("this name is taken by something that differs")

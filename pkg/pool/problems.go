@@ -37,7 +37,7 @@ func (p *Pool) problems(ctx context.Context) []Problem {
 	}{
 		{dirVolumes, s.volumeEntry}, {dirRetired, s.retiredEntry}, {dirNodes, s.nodeEntry}, {dirImages, s.imageEntry},
 		{dirLeases, s.leaseEntry}, {dirSnapshots, s.snapshotEntry(dirSnapshots)}, {dirCuts, s.snapshotEntry(dirCuts)},
-		{dirGroups, s.reserved},
+		{dirGroups, s.groupEntry},
 	} {
 		s.shards(ctx, look.dir, look.entry)
 	}
@@ -269,8 +269,11 @@ func (s *survey) leaseEntry(_ context.Context, _ *fsx.Dir, shard, name string) {
 	}
 }
 
-func (s *survey) reserved(_ context.Context, _ *fsx.Dir, shard, name string) {
-	s.add(path.Join(shard, name), "a file that this version does not know")
+func (s *survey) groupEntry(_ context.Context, d *fsx.Dir, shard, name string) {
+	s.record(d, shard, name, func(b []byte, h hash) error {
+		_, err := decodeGroup(b, s.p.name, h)
+		return err
+	})
 }
 
 func (s *survey) missingImages(ctx context.Context) {

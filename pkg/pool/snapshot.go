@@ -116,7 +116,7 @@ func (p *Pool) snapshotOf(r *snapshotRecord, v *record) Snapshot {
 	if v == nil {
 		return s
 	}
-	if l, ok := v.snapshot(r.ID); ok {
+	if l, ok := v.snapshot(r.ID); ok && (r.Group == "" || p.groupTaken(r.Group)) {
 		s.Taken, s.Size, s.Bytes, s.Created, s.Consistency = true, l.Size, l.Bytes, l.Created, l.Consistency
 	}
 	return s

@@ -105,7 +105,7 @@ func (p *Pool) deleteAbandoned(ctx context.Context) (err error) {
 				return nil //nolint:nilerr // Problems names it
 			}
 			v, err := p.volumeOf(r)
-			if err == nil && (dir == dirCuts || !p.snapshotOf(r, v).Taken) {
+			if err == nil && r.Group == "" && (dir == dirCuts || !p.snapshotOf(r, v).Taken) {
 				old = append(old, r.id)
 			}
 			return nil
@@ -113,6 +113,31 @@ func (p *Pool) deleteAbandoned(ctx context.Context) (err error) {
 	}
 	for _, id := range old {
 		err = errors.Join(err, p.deleteSnapshot(ctx, id))
+	}
+	return errors.Join(err, p.deleteAbandonedGroups(ctx))
+}
+
+func (p *Pool) deleteAbandonedGroups(ctx context.Context) error {
+	var old []hash
+	err := p.walk(ctx, dirGroups, "", func(_ string, h hash, b []byte, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // Problems names it
+		}
+		if r, err := decodeGroup(b, p.name, h); err == nil && r.Taken == nil && time.Since(r.Reserved) > abandonedAge {
+			old = append(old, h)
+		}
+		return nil
+	})
+	for _, h := range old {
+		l, lerr := p.lockGroup(ctx, h)
+		if lerr != nil {
+			err = errors.Join(err, lerr)
+			continue
+		}
+		if r, rerr := p.readGroup(h); rerr == nil && r.Taken == nil && time.Since(r.Reserved) > abandonedAge {
+			err = errors.Join(err, l.deleteGroup(ctx, r))
+		}
+		l.close()
 	}
 	return err
 }

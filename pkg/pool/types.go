@@ -51,7 +51,7 @@ type Volume struct {
 	Attachments []Attachment
 	// Layers is how many images lie below the one that is written.
 	Layers int
-	Image       string // absolute path of the image file, for messages and tools
+	Image  string // absolute path of the image file, for messages and tools
 }
 
 // Attachment is a node that may stage the volume.

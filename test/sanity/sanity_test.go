@@ -20,7 +20,6 @@ import (
 // skip fails the test, and so does a row that nothing needs any more.
 var allowedSkips = []struct{ cases, why string }{
 	{`ModifyVolume \[Controller Server\]|volume attribute class`, "no parameter of a volume can be modified yet"},
-	{`GroupController Service|VolumeGroupSnapshot`, "group snapshots are not there yet"},
 	{`ControllerGetVolumeHealth|ControllerListVolumeHealth|NodeGetVolumeHealth|NodeGetStorageHealth`, "health reports are not there yet"},
 	{`more volumes than the node max attach limit`, "opt-in case: this plugin knows no limit of volumes per node (max_volumes_per_node 0)"},
 }
