@@ -78,7 +78,7 @@ var groupScenarios = []scenario{
 	},
 }
 
-func init() { scenarios = append(scenarios, groupScenarios...) }
+func init() { scenarios = append(scenarios, long(groupScenarios)...) }
 
 func TestGroup(t *testing.T) {
 	d := newDisks(t, 1)

@@ -201,7 +201,7 @@ func TestPowerCut(t *testing.T) {
 			r := newPowerRig(t)
 			id := r.record(sc, "")
 			last := len(r.shots) - 1
-			for i := 0; i < last; i += stride {
+			for i := 0; i < last; i += sc.stride(stride) {
 				r.replay(r.shots[i], func(s *Set, p *Pool) {
 					checkRecovered(t, fmt.Sprintf("cut before step %d", i), sc, s, p, id)
 				})

@@ -92,7 +92,14 @@ var snapshotScenarios = []scenario{
 	},
 }
 
-func init() { scenarios = append(scenarios, snapshotScenarios...) }
+func init() { scenarios = append(scenarios, long(snapshotScenarios)...) }
+
+func long(all []scenario) []scenario {
+	for i := range all {
+		all[i].long = true
+	}
+	return all
+}
 
 func tendOnce(ctx context.Context, s *Set, id string) error {
 	_, err := s.Tend(ctx, id, Tender{})

@@ -77,14 +77,27 @@ const (
 func (l *OFD) Claim(name string, f *os.File) error { return l.lock(name, f, Exclusive) }
 
 func (l *OFD) lock(name string, f *os.File, m Mode) error {
-	switch err := fsx.TryLock(f, fsx.Whole, m == Exclusive); {
-	case errors.Is(err, fsx.ErrLocked):
-		return &HeldError{File: f.Name(), Holder: l.recorded(name)}
-	case err != nil:
-		return fmt.Errorf("take the lease of %s: %w", f.Name(), err)
+	for until := time.Now().Add(forkGrace); ; time.Sleep(forkPoll) {
+		err := fsx.TryLock(f, fsx.Whole, m == Exclusive)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, fsx.ErrLocked):
+			return fmt.Errorf("take the lease of %s: %w", f.Name(), err)
+		}
+		if h := l.recorded(name); h.Node != "" || time.Now().After(until) {
+			return &HeldError{File: f.Name(), Holder: h}
+		}
 	}
-	return nil
 }
+
+// A process that starts another has its open files twice until that one's exec.
+// What was closed meanwhile, its lock included, goes only then. Whoever closes an
+// image takes its name back first, so this is waited for only where there is none.
+const (
+	forkGrace = 250 * time.Millisecond
+	forkPoll  = 2 * time.Millisecond
+)
 
 // Forget removes what is recorded of an image that is being deleted.
 func (l *OFD) Forget(name string) error { return l.tree.Remove(l.file(name)) }
