@@ -40,10 +40,11 @@ func TestOrder(t *testing.T) {
 }
 
 var (
-	uuidPattern = regexp.MustCompile(`[0-9a-f]{2}/[0-9a-f]{8}-[0-9a-f-]{27}`)
-	hashPattern = regexp.MustCompile(`[0-9a-f]{2}/[0-9a-f]{32}`)
-	tempPattern = regexp.MustCompile(`\.tmp-[0-9a-f]{32}`)
-	shardOnly   = regexp.MustCompile(`/[0-9a-f]{2}$`)
+	uuidPattern  = regexp.MustCompile(`[0-9a-f]{2}/[0-9a-f]{8}-[0-9a-f-]{27}`)
+	childPattern = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}`)
+	hashPattern  = regexp.MustCompile(`[0-9a-f]{2}/[0-9a-f]{32}`)
+	tempPattern  = regexp.MustCompile(`\.tmp-[0-9a-f]{32}`)
+	shardOnly    = regexp.MustCompile(`/[0-9a-f]{2}$`)
 )
 
 // trace is the steps of a scenario, without what differs from run to run.
@@ -57,6 +58,7 @@ func trace(t *testing.T, sc scenario) (steps []string) {
 		}
 		path = strings.TrimPrefix(path, dir+"/")
 		path = uuidPattern.ReplaceAllString(path, "XX/IMAGE")
+		path = childPattern.ReplaceAllString(path, "IMAGE")
 		path = hashPattern.ReplaceAllString(path, "XX/NAME")
 		path = tempPattern.ReplaceAllString(path, "TEMP")
 		path = shardOnly.ReplaceAllString(path, "/XX")
