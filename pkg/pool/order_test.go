@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +63,9 @@ func trace(t *testing.T, sc scenario) (steps []string) {
 		path = hashPattern.ReplaceAllString(path, "XX/NAME")
 		path = tempPattern.ReplaceAllString(path, "TEMP")
 		path = shardOnly.ReplaceAllString(path, "/XX")
+		if sc.long && (op == "mkdir" || slices.Contains(directories, path)) {
+			return nil // two images may lie in one shard, by chance
+		}
 		if line := "  " + op + " " + path; len(steps) == 0 || steps[len(steps)-1] != line {
 			steps = append(steps, line)
 		}
