@@ -119,6 +119,7 @@ START_CLUSTER    = $(AS_ROOT) $(CLUSTER)/cluster -bin $(CLUSTER) -plugin $(BIN) 
 cluster-build: build
 	@hack/deps.sh cluster
 	CGO_ENABLED=0 $(GO) build -C test/e2e -ldflags '$(KUBE_LDFLAGS)' -o $(CLUSTER)/ tool ./cmd/...
+	rm -rf $(CLUSTER)/crd && cp -r --no-preserve=mode "$$($(GO) list -C test/e2e -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)/config/crd" $(CLUSTER)/crd
 
 .PHONY: cluster
 cluster: cluster-build ## a throw-away Kubernetes with the driver in it: a shell there, or RUN='kubectl get pods -A'

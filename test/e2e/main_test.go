@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -28,6 +29,7 @@ const (
 
 var (
 	client  kubernetes.Interface
+	objects dynamic.Interface // for the kinds of the snapshot CRDs
 	poolDir = os.Getenv("CLUSTER_POOL")
 )
 
@@ -40,11 +42,18 @@ func TestMain(m *testing.M) {
 		config.QPS, config.Burst = 200, 400
 		client, err = kubernetes.NewForConfig(config)
 	}
+	if err == nil {
+		objects, err = dynamic.NewForConfig(config)
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "these tests run in the cluster of `make e2e`: %v\n", err)
 		os.Exit(1)
 	}
 	status := m.Run()
+	// What snapshots alone have kept goes in the background.
+	for end := time.Now().Add(patience); len(left()) > 0 && time.Now().Before(end); {
+		time.Sleep(time.Second)
+	}
 	for _, l := range left() {
 		fmt.Println("left behind:", l)
 		status = max(status, 1)
@@ -57,7 +66,8 @@ func TestMain(m *testing.M) {
 func left() []string {
 	var found []string
 	for _, pattern := range []string{
-		filepath.Join(poolDir, "volumes/*/*"), filepath.Join(poolDir, "images/*/*"), filepath.Join(stateDir, "entries/*"), filepath.Join(stateDir, "set-aside/*"),
+		filepath.Join(poolDir, "volumes/*/*"), filepath.Join(poolDir, "snapshots/*/*"), filepath.Join(poolDir, "retired/*/*"),
+		filepath.Join(poolDir, "groups/*/*"), filepath.Join(poolDir, "cuts/*/*"), filepath.Join(poolDir, "images/*/*"), filepath.Join(stateDir, "entries/*"), filepath.Join(stateDir, "set-aside/*"),
 	} {
 		files, _ := filepath.Glob(pattern) // the pattern is well-formed
 		found = append(found, files...)

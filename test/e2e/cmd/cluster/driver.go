@@ -13,13 +13,28 @@ const (
 	namespace  = "vhdx-csi"
 )
 
+// snapshots gives the cluster what it has to have for snapshots, whatever the
+// driver is.
+func (in *inner) snapshots(ctx context.Context) error {
+	if err := in.kubectl(ctx, "apply", "-k", filepath.Join(in.Bin, "crd")); err != nil {
+		return err
+	}
+	if err := in.kubectl(ctx, "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"); err != nil {
+		return err
+	}
+	return in.begin("snapshot-controller", in.program("snapshot-controller"), "--kubeconfig="+in.kubeconfig,
+		"--feature-gates=CSIVolumeGroupSnapshot=true")
+}
+
 // install applies the driver's manifests and waits until kubelet has it.
 func (in *inner) install(ctx context.Context) error {
 	if err := in.kubectl(ctx, "apply", "-f", filepath.Join(in.Scratch, driverFile)); err != nil {
 		return err
 	}
-	if err := in.kubectl(ctx, "apply", "-f", filepath.Join(in.Repo, "deploy/kubernetes/samples/storageclass.yaml")); err != nil {
-		return err
+	for _, sample := range []string{"storageclass.yaml", "volumesnapshotclass.yaml"} {
+		if err := in.kubectl(ctx, "apply", "-f", filepath.Join(in.Repo, "deploy/kubernetes/samples", sample)); err != nil {
+			return err
+		}
 	}
 	// Not `rollout status`: it has no word for a DaemonSet with OnDelete.
 	for what, ready := range map[string]string{"daemonset": "{.status.numberReady}=1", "deployment": "{.status.readyReplicas}=1"} {

@@ -34,7 +34,7 @@ func runInner() (int, error) {
 	in.Cgroup = filepath.Base(in.Scratch)
 	in.Token = in.Cgroup // nobody outside of the namespaces reaches the apiserver
 	in.kubeconfig = filepath.Join(in.Scratch, "kubeconfig")
-	for _, step := range []func(context.Context) error{in.mounts, in.network, in.cgroups, in.configure, in.controlPlane, in.install} {
+	for _, step := range []func(context.Context) error{in.mounts, in.network, in.cgroups, in.configure, in.controlPlane, in.snapshots, in.install} {
 		if err := step(context.Background()); err != nil {
 			in.say("FAILED: %v", err)
 			return 1, errors.New("the cluster did not come up; the logs are in " + in.Logs)

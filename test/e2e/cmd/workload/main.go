@@ -4,6 +4,8 @@
 //	workload fill   PATH SIZE SEED   writes SIZE bytes that SEED decides, syncs, is ready
 //	workload check  PATH SIZE SEED   reads them again past the page cache; anything else fails
 //	workload churn  PATH SIZE SEED   writes without fsync and verifies past the page cache, until it is told to stop
+//	workload ledger PATH SIZE SEED   appends records, each synced before it counts in Writes, until the pod ends
+//	workload audit  PATH SIZE SEED   reads such a ledger again; Writes is its last record
 //
 // GET /status gives a Status as JSON and 503 until the program is ready, which
 // is what the readiness probe asks for. POST /reset forgets the longest gap.
@@ -71,7 +73,7 @@ func (r *reporter) serve(path string) {
 
 func main() {
 	if len(os.Args) != 5 {
-		log.Fatal("usage: workload fill|check|churn PATH SIZE SEED")
+		log.Fatal("usage: workload fill|check|churn|ledger|audit PATH SIZE SEED")
 	}
 	size, err := strconv.ParseInt(os.Args[3], 10, 64)
 	if err != nil || size <= 0 || size%blockSize != 0 {
@@ -83,7 +85,7 @@ func main() {
 	}
 	w := &worker{path: os.Args[2], blocks: size / blockSize, seed: seed}
 	go w.serve(w.path)
-	run := map[string]func() error{"fill": w.fill, "check": w.check, "churn": w.churn}[os.Args[1]]
+	run := map[string]func() error{"fill": w.fill, "check": w.check, "churn": w.churn, "ledger": w.ledger, "audit": w.audit}[os.Args[1]]
 	if run == nil {
 		log.Fatalf("unknown work %q", os.Args[1])
 	}
@@ -91,7 +93,7 @@ func main() {
 		w.update(func(s *Status) { s.Error = err.Error() })
 		_ = os.WriteFile("/dev/termination-log", []byte(err.Error()), 0o600)
 		fmt.Println("FAILED:", err)
-		if os.Args[1] != "churn" {
+		if os.Args[1] != "churn" && os.Args[1] != "ledger" {
 			os.Exit(1)
 		}
 	}
