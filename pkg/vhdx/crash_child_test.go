@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/vhdxtest"
@@ -68,7 +69,7 @@ func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxte
 		model.Resize(size).Done(nil)
 	}
 	if kind.stale {
-		err = staleBits(child)
+		err = staleBits(child, kind.blocks)
 	}
 	ro := h.opts
 	ro.ReadOnly = true
@@ -80,9 +81,9 @@ func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxte
 	return child, model, seen, errors.Join(err, im.Close())
 }
 
-// staleBits gives each chunk a sector bitmap full of ones, which mean nothing
-// as long as no block is partially present.
-func staleBits(file *vhdxtest.File) error {
+// staleBits gives each chunk a sector bitmap full of ones, or a few where no
+// block is used, which mean nothing as long as no block is partially present.
+func staleBits(file *vhdxtest.File, used []int64) error {
 	l, err := vhdxtest.ReadLayout(file)
 	if err != nil {
 		return err
@@ -92,12 +93,16 @@ func staleBits(file *vhdxtest.File) error {
 	place := l.End()
 	for chunk := range (l.VirtualSize + ratio*l.BlockSize - 1) / (ratio * l.BlockSize) {
 		entry := binary.LittleEndian.AppendUint64(nil, uint64(place)|6)
-		_, err := file.WriteAt(ones, place)
+		bits := ones
+		if !slices.ContainsFunc(used, func(block int64) bool { return block/ratio == chunk }) {
+			bits = ones[:4*kib] // nothing will be there
+		}
+		_, err := file.WriteAt(bits, place)
 		_, err2 := file.WriteAt(entry, l.BAT.Off+8*((chunk+1)*ratio+chunk))
 		if err := errors.Join(err, err2); err != nil {
 			return err
 		}
 		place += mib
 	}
-	return file.Sync()
+	return errors.Join(file.Truncate(place), file.Sync())
 }

@@ -118,7 +118,7 @@ func (h *harness) succeed(file *vhdxtest.File, left *journal, s *session) error 
 	if err != nil {
 		return fmt.Errorf("opened by a successor: %w", err)
 	}
-	_, err = readEach(im, s.model.Touched(readSize), s.checkLive)
+	err = readEach(im, s.model.Touched(readSize), s.checkLive)
 	if err := errors.Join(err, s.model.CheckSize(im.Size()), im.Close()); err != nil {
 		return fmt.Errorf("opened by a successor: %w", err)
 	}

@@ -92,7 +92,7 @@ func (w *world) shows(f *vhdxtest.File, parents memParents) error {
 	if err != nil {
 		return err
 	}
-	_, err = readEach(im, w.model.Touched(readSize), func(p []byte, off int64) error { return w.model.CheckCut(p, off, nil) })
+	err = readEach(im, w.model.Touched(readSize), func(p []byte, off int64) error { return w.model.CheckCut(p, off, nil) })
 	return errors.Join(err, w.model.CheckSize(im.Size()), im.Close())
 }
 

@@ -266,7 +266,7 @@ func (w *run) begin(killed bool) error {
 	if w.kind.journal || !killed {
 		check = m.CheckLive // nothing that was answered is lost
 	}
-	_, err := readEach(w.im, m.Touched(readSize), func(p []byte, off int64) error { return check(p, off, seen) })
+	err := readEach(w.im, m.Touched(readSize), func(p []byte, off int64) error { return check(p, off, seen) })
 	if err := errors.Join(err, m.CheckSize(seen.Size)); err != nil {
 		return fmt.Errorf("reopened: %w", err)
 	}
@@ -354,7 +354,7 @@ func (w *run) checkLive() error {
 	if w.h.err() != nil {
 		return nil
 	}
-	_, err := readEach(w.im, w.model().Touched(readSize), w.session.checkLive)
+	err := readEach(w.im, w.model().Touched(readSize), w.session.checkLive)
 	if err != nil {
 		return fmt.Errorf("in use: %w", err)
 	}

@@ -104,7 +104,7 @@ func (w *run) shrinkTo(to int64) error {
 // holdsData reports whether anything but zeros follows off.
 func (w *run) holdsData(off int64) (bool, error) {
 	found := false
-	_, err := readEach(w.im, w.model().Touched(readSize), func(p []byte, at int64) error {
+	err := readEach(w.im, w.model().Touched(readSize), func(p []byte, at int64) error {
 		found = found || !allZero(p[min(int64(len(p)), max(0, off-at)):])
 		return nil
 	})

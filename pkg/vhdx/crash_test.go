@@ -20,7 +20,7 @@ func TestCrash(t *testing.T) {
 		oneSeed(t)
 		return
 	}
-	defer debug.SetGCPercent(debug.SetGCPercent(400)) // images die young
+	defer debug.SetGCPercent(debug.SetGCPercent(800)) // images die young
 	v := newVisits()
 	v.want = wantImages()
 	var seeds atomic.Uint64

@@ -128,6 +128,17 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
+// NextData returns the next offset in [off, end) that may not read zero, or
+// end. It is no step, and no fault strikes it.
+func (f *File) NextData(off, end int64) (int64, error) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.dead() {
+		return 0, ErrDied
+	}
+	return f.now.next(off, end), nil
+}
+
 // WriteAt is io.WriterAt.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > maxSize-int64(len(p)) {

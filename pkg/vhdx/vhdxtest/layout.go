@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"slices"
+	"sync"
 )
 
 // Everything below is written anew from MS-VHDX and shares nothing with the
@@ -90,7 +91,7 @@ func Headers(r io.ReaderAt) ([]Header, error) {
 func checksum(b []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	sum := crc32.Update(0, table, b[:4])
-	sum = crc32.Update(sum, table, make([]byte, 4))
+	sum = crc32.Update(sum, table, zeroPage[:4])
 	return crc32.Update(sum, table, b[8:])
 }
 
@@ -131,8 +132,14 @@ var (
 	itemSector     = [16]byte{0x1d, 0xbf, 0x41, 0x81, 0x6f, 0xa9, 0x09, 0x47, 0xba, 0x47, 0xf2, 0x33, 0xa8, 0xfa, 0xab, 0x5f}
 )
 
+const regionTableSize = 0x10000
+
+var tableRoom = sync.Pool{New: func() any { return new([2][regionTableSize]byte) }}
+
 func (l *Layout) readRegions(f *File) error {
-	var tables [2][0x10000]byte
+	room := tableRoom.Get().(*[2][regionTableSize]byte)
+	defer tableRoom.Put(room)
+	tables := room[:]
 	for i := range tables {
 		b := tables[i][:]
 		if _, err := f.ReadAt(b, 0x30000+int64(i)*0x10000); err != nil {

@@ -37,7 +37,8 @@ type page struct {
 	index int64
 	hash  uint64 // valid unless stale
 	stale bool   // in dirty
-	data  [pageSize]byte
+	lent  bool   // data is another page's or a write's, and copied before a change
+	data  *[pageSize]byte
 }
 
 var (
@@ -66,7 +67,7 @@ func (s *pages) settle() {
 			continue
 		}
 		p.stale = false
-		p.hash = hashPage(p.index, &p.data)
+		p.hash = hashPage(p.index, p.data)
 		s.sum += p.hash
 		if p.hash == 0 {
 			s.chunks[p.index/chunkPages].pages[p.index%chunkPages] = nil // owned, as the page is
@@ -125,13 +126,33 @@ func (s *pages) own(c int64) *chunk {
 
 // touch returns a page that may be changed and will be hashed anew.
 func (s *pages) touch(index int64) *page {
+	p := s.mark(index)
+	switch {
+	case p.data == nil:
+		p.data = new([pageSize]byte)
+	case p.lent:
+		own := *p.data
+		p.data = &own
+	}
+	p.lent = false
+	return p
+}
+
+// put makes data, which nobody changes any more, a page.
+func (s *pages) put(index int64, data *[pageSize]byte) {
+	p := s.mark(index)
+	p.data, p.lent = data, true
+}
+
+// mark returns a page that will be hashed anew. Its data may be lent or not be there.
+func (s *pages) mark(index int64) *page {
 	slot := &s.own(index / chunkPages).pages[index%chunkPages]
 	have := *slot
 	switch {
 	case have == nil:
 		*slot = &page{owner: s.owner, index: index}
 	case have.owner != s.owner:
-		*slot = &page{owner: s.owner, index: index, data: have.data}
+		*slot = &page{owner: s.owner, index: index, data: have.data, lent: true}
 		s.sum -= have.hash
 	case have.stale:
 		return have
@@ -172,12 +193,16 @@ func (s *pages) readAt(p []byte, off int64) {
 	}
 }
 
-// writeAt leaves the size alone.
+// writeAt leaves the size alone. Nobody changes p afterwards.
 func (s *pages) writeAt(p []byte, off int64) {
 	for len(p) > 0 {
 		at := off % pageSize
 		n := min(int64(len(p)), pageSize-at)
-		copy(s.touch(off / pageSize).data[at:], p[:n])
+		if n == pageSize {
+			s.put(off/pageSize, (*[pageSize]byte)(p))
+		} else {
+			copy(s.touch(off / pageSize).data[at:], p[:n])
+		}
 		p, off = p[n:], off+n
 	}
 }
@@ -225,6 +250,22 @@ func (s *pages) each(from, to int64, f func(off int64, data []byte) error) error
 	return nil
 }
 
+// next returns the first offset in [off, end) that is in no hole, or end.
+func (s *pages) next(off, end int64) int64 {
+	for at := off; at < end; at += pageSize - at%pageSize {
+		c := at / chunkSize
+		switch {
+		case c >= int64(len(s.chunks)):
+			return end
+		case s.chunks[c] == nil:
+			at = (c+1)*chunkSize - pageSize
+		case s.page(at/pageSize) != nil:
+			return at
+		}
+	}
+	return end
+}
+
 // difference returns the offset of the first page at or above from where the
 // two differ, or -1.
 func (s *pages) difference(o *pages, from int64) int64 {
@@ -246,9 +287,9 @@ func samePage(a, b *page) bool {
 	case a == b:
 		return true
 	case a == nil:
-		return b.data == zeroPage
+		return *b.data == zeroPage
 	case b == nil:
-		return a.data == zeroPage
+		return *a.data == zeroPage
 	}
-	return a.data == b.data
+	return a.data == b.data || *a.data == *b.data
 }

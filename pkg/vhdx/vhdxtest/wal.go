@@ -102,6 +102,7 @@ type ring struct {
 	guid  [16]byte
 	// sectors of entries' headers, by position
 	entries []int64
+	room    []byte // of read
 }
 
 func readLog(on *pages) (*ring, error) {
@@ -130,14 +131,20 @@ func (r reader) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read fills p from a position on, around the end of the ring.
-func (r *ring) read(p []byte, pos int64) {
-	for len(p) > 0 {
+// read returns n bytes from a position on, around the end of the ring, good
+// until the next read.
+func (r *ring) read(n, pos int64) []byte {
+	if int64(cap(r.room)) < n {
+		r.room = make([]byte, n)
+	}
+	all := r.room[:n]
+	for p := all; len(p) > 0; {
 		pos %= r.where.N
 		n := min(int64(len(p)), r.where.N-pos)
 		r.on.readAt(p[:n], r.where.Off+pos)
 		p, pos = p[n:], pos+n
 	}
+	return all
 }
 
 func (r *ring) whole(pos int64, head []byte) bool {
@@ -145,18 +152,14 @@ func (r *ring) whole(pos int64, head []byte) bool {
 	if length < pageSize || length > r.where.N || length%pageSize != 0 {
 		return false
 	}
-	b := make([]byte, length)
-	r.read(b, pos)
+	b := r.read(length, pos)
 	return checksum(b) == binary.LittleEndian.Uint32(b[4:])
 }
 
 // holds reports whether an entry holds these bytes for the page at off.
 func (r *ring) holds(off int64, data []byte) bool {
 	for _, pos := range r.entries {
-		var head [pageSize]byte
-		r.read(head[:], pos)
-		b := make([]byte, binary.LittleEndian.Uint32(head[8:]))
-		r.read(b, pos)
+		b := r.read(int64(binary.LittleEndian.Uint32(r.read(pageSize, pos)[8:])), pos)
 		count := int(binary.LittleEndian.Uint32(b[24:]))
 		sector := (64 + 32*count + pageSize - 1) / pageSize
 		for i := range count {
