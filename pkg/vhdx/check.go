@@ -56,7 +56,9 @@ type checker struct {
 	space  *spaceMap
 	places structures
 	plan   plan
-	buf    []byte // of nonZero
+
+	buf     []byte // of mib
+	bufDone func()
 }
 
 func newChecker(ctx context.Context, f File, o CheckOptions) *checker {
@@ -71,10 +73,27 @@ func newChecker(ctx context.Context, f File, o CheckOptions) *checker {
 	}
 }
 
+// mib is a buffer for what is read and judged at once.
+func (c *checker) mib() []byte {
+	if c.buf == nil {
+		c.buf, c.bufDone = borrowMiB()
+	}
+	return c.buf
+}
+
+// release ends the use of what is shared.
+func (c *checker) release() {
+	if c.buf != nil {
+		c.bufDone()
+		c.buf = nil
+	}
+}
+
 // errStopped ends a check that cannot go on; Report.Stopped says why.
 var errStopped = errors.New("stopped")
 
 func (c *checker) run() error {
+	defer c.release()
 	size, err := c.f.Size()
 	if err != nil {
 		return err

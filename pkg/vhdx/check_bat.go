@@ -89,8 +89,10 @@ type piece struct {
 func (b *batPass) stream(do func(first int64, entries []uint64) error) error {
 	total := b.g.Entries()
 	free, full := make(chan []uint64, batBuffers), make(chan piece, batBuffers)
-	for range batBuffers {
-		free <- newWords(min(batChunk, roundUp(total, entriesPerPage)))
+	room, done := borrowMiB()
+	defer done()
+	for i := range batBuffers {
+		free <- wordsOf(room[i*batChunk*ondisk.BATEntrySize:][:batChunk*ondisk.BATEntrySize])
 	}
 	stopped := make(chan struct{})
 	var reader sync.WaitGroup
@@ -163,19 +165,30 @@ func (b *batPass) segment(first int64, entries []uint64) error {
 	return nil
 }
 
+// note keeps the states of payload entries, of which all are 0 before.
+func (b *batPass) note(first int64, entries []uint64) {
+	states := b.states[first%(b.ratio+1):]
+	for i := 0; i < len(entries); i++ {
+		if entries[i] == 0 {
+			i += zeroLength(entries[i:]) - 1
+			continue
+		}
+		states[i] = byte(entries[i] & 7)
+	}
+}
+
 // payload judges consecutive payload entries of one chunk.
 func (b *batPass) payload(first int64, entries []uint64) {
 	step := uint64(b.g.BlockSize)
 	if b.states != nil {
-		for i, e := range entries {
-			b.states[first%(b.ratio+1)+int64(i)] = byte(e & 7)
-		}
+		b.note(first, entries)
 	}
 	onDisk := int(min(int64(len(entries)), max(0, b.g.PayloadIndex(b.blocks-1)+1-first)))
 	for i := 0; i < onDisk; i++ {
 		e := entries[i]
 		if e == 0 {
 			b.flush()
+			i += zeroLength(entries[i:onDisk]) - 1
 			continue
 		}
 		if e == b.runNext {

@@ -1,8 +1,8 @@
 package vhdx
 
 import (
+	"bytes"
 	"fmt"
-	"math/bits"
 	"slices"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -51,7 +51,10 @@ func (b *batPass) checkBitmap(chunk int64, e ondisk.BATEntry) error {
 // and beyond the end of the disk. Of a FULLY_PRESENT block they mean nothing
 // and stay.
 func (b *batPass) staleBits(chunk, off int64) error {
-	buf := alignedBytes(ondisk.BitmapBlockSize)
+	if hole, err := b.c.hole(extent{off, ondisk.BitmapBlockSize}); hole || err != nil {
+		return err
+	}
+	buf := b.c.mib()[:ondisk.BitmapBlockSize]
 	whole, err := b.c.read(buf, off)
 	if err != nil || !whole {
 		return err
@@ -71,25 +74,35 @@ func (b *batPass) staleBits(chunk, off int64) error {
 	return nil
 }
 
+// hole reports whether all of a range is known to read zero. A log may fill it.
+func (c *checker) hole(e extent) (bool, error) {
+	seeker, canSeek := c.raw.(dataSeeker)
+	if o, ok := c.f.(*overlayFile); !canSeek || ok && o.touches(e.off, e.end()) || e.end() > c.r.FileSize {
+		return false, nil
+	}
+	next, err := seeker.NextData(e.off, e.end())
+	return err == nil && next >= e.end(), err
+}
+
 // stalePages returns the pages of a chunk's bitmap that hold stale bits.
 func stalePages(g ondisk.Geometry, chunk int64, states, bitmap []byte) []int {
 	var pages []int
 	for page := range len(bitmap) / ondisk.PageSize {
 		p := bitmap[page*ondisk.PageSize:][:ondisk.PageSize]
-		if clearStale(g, chunk, states, page, p, false) > 0 {
+		if clearStale(g, chunk, states, page, p, false) {
 			pages = append(pages, page)
 		}
 	}
 	return pages
 }
 
-// clearStale counts the stale bits of a page of a bitmap, and clears them on
-// demand. Blocks are whole numbers of bytes: at least 256 bits each.
-func clearStale(g ondisk.Geometry, chunk int64, states []byte, page int, p []byte, wipe bool) int {
+// clearStale reports whether a page of a bitmap has stale bits, and clears them
+// on demand. Blocks are whole numbers of bytes: at least 256 bits each.
+func clearStale(g ondisk.Geometry, chunk int64, states []byte, page int, p []byte, wipe bool) bool {
 	perBlock := int(g.BlockSize/int64(g.LogicalSectorSize)) / 8 // bytes
 	sectors := g.VirtualSize / int64(g.LogicalSectorSize)
-	stale := 0
-	for i := 0; i < len(p); {
+	stale := false
+	for i := 0; i < len(p) && (wipe || !stale); {
 		at := page*ondisk.PageSize + i
 		n := min(len(p)-i, perBlock-at%perBlock)
 		part := p[i : i+n]
@@ -102,26 +115,25 @@ func clearStale(g ondisk.Geometry, chunk int64, states []byte, page int, p []byt
 			if keep >= int64(n)*8 {
 				continue
 			}
-			stale += clearFrom(part, max(0, keep), wipe)
+			stale = clearFrom(part, max(0, keep), wipe) || stale
 		default:
-			stale += clearFrom(part, 0, wipe)
+			stale = clearFrom(part, 0, wipe) || stale
 		}
 	}
 	return stale
 }
 
-// clearFrom counts, and clears on demand, the bits from a bit on.
-func clearFrom(p []byte, bit int64, wipe bool) int {
-	n := 0
-	for i := bit / 8; i < int64(len(p)); i++ {
-		mask := byte(0xff)
-		if i == bit/8 {
-			mask <<= bit % 8
-		}
-		n += bits.OnesCount8(p[i] & mask)
-		if wipe {
-			p[i] &^= mask
-		}
+// clearFrom reports whether any bit is set from one on, and clears them on demand.
+func clearFrom(p []byte, bit int64, wipe bool) bool {
+	p = p[bit/8:]
+	if len(p) == 0 {
+		return false
 	}
-	return n
+	mask := byte(0xff) << (bit % 8)
+	found := p[0]&mask != 0 || !bytes.Equal(p[1:], zeros[:len(p)-1])
+	if found && wipe {
+		clear(p[1:])
+		p[0] &^= mask
+	}
+	return found
 }

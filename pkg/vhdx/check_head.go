@@ -124,7 +124,10 @@ func (c *checker) checkLog() error {
 		c.corrupt(CodeFileTruncated, p, "the file of %#x bytes ends inside the log, which holds changes", c.r.FileSize)
 		return c.stop("the log cannot be read")
 	}
-	err := c.im.overlay()
+	l, s, err := c.im.activeLog()
+	if err == nil {
+		err = c.im.overlayOf(l, s)
+	}
 	c.r.Replay = c.im.replayed
 	if err != nil {
 		return c.lostLog(p, err)
@@ -140,16 +143,13 @@ func (c *checker) checkLog() error {
 		Repair: "replay it",
 	})
 	c.plan.replay = true
-	return c.checkGap()
+	c.checkGap(l, s)
+	return nil
 }
 
 // checkGap looks for valid entries that follow the head of the active sequence
 // with at least one missing between: no replay reaches them.
-func (c *checker) checkGap() error {
-	l, s, err := c.im.activeLog()
-	if err != nil {
-		return err
-	}
+func (c *checker) checkGap(l *logReader, s sequence) {
 	last := s.head.SequenceNumber
 	first := ondisk.LogEntryHeader{}
 	var place uint32
@@ -165,7 +165,6 @@ func (c *checker) checkGap() error {
 			Advice: "a power cut leaves such, and nothing that was flushed is missing; without one the log has been damaged, and what it held from there on is lost",
 		})
 	}
-	return nil
 }
 
 // lostLog tells why a log cannot be replayed.

@@ -33,7 +33,7 @@ func (c *checker) checkMetadata() error {
 	r := c.meta.region
 	base := int64(r.Offset)
 	p := at("metadata table", base)
-	buf := alignedBytes(ondisk.MetadataTableSize)
+	buf := c.mib()[:ondisk.MetadataTableSize]
 	whole, err := c.read(buf, base)
 	switch {
 	case err != nil:

@@ -3,6 +3,7 @@ package vhdx
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
@@ -17,7 +18,7 @@ func (c *checker) checkRegions() error {
 	var problems [2][]error
 	var errs [2]error
 	for i, off := range tableOffsets {
-		bufs[i] = alignedBytes(ondisk.RegionTableSize)
+		bufs[i] = c.mib()[i*ondisk.RegionTableSize:][:ondisk.RegionTableSize]
 		if errs[i] = readFull(c.f, bufs[i], off); errs[i] == nil {
 			tables[i], problems[i], errs[i] = ondisk.InspectRegionTable(bufs[i])
 		}
@@ -54,7 +55,9 @@ func (c *checker) checkRegions() error {
 		c.plan.tablesApart = true
 	}
 	c.table, c.tableAt = tables[good], tableOffsets[good]
-	c.plan.table = bufs[good]
+	if c.plan.tables || c.plan.tablesApart {
+		c.plan.table = slices.Clone(bufs[good])
+	}
 	for _, err := range problems[good] {
 		c.corrupt(CodeRegionEntry, within(at("region table", c.tableAt), err), "%s", reason(err))
 	}

@@ -55,6 +55,7 @@ func (d *Dump) LogEntries(first uint32, visit func(DumpedLogEntry) bool) error {
 	if d.Dirty {
 		l := newLogReader(d.c.raw, h)
 		s, ok, err := l.active()
+		l.release()
 		if err != nil {
 			return err
 		}
@@ -65,6 +66,7 @@ func (d *Dump) LogEntries(first uint32, visit func(DumpedLogEntry) bool) error {
 		}
 	}
 	l := newLogReader(d.c.raw, h)
+	defer l.release()
 	for pos := first / ondisk.LogSectorSize * ondisk.LogSectorSize; pos < h.LogLength; {
 		if err := d.c.ctx.Err(); err != nil {
 			return err

@@ -52,8 +52,11 @@ func (r *batLoad) chunk(first, end int64) error {
 		if bitmap {
 			r.bitmap += r.b.geometry.ChunkRatio() + 1
 		}
-		if e == 0 {
-			continue // claims nothing, and so ends no run
+		if e == 0 { // claims nothing, and so ends no run
+			if !bitmap {
+				index += int64(zeroLength(r.b.entries[index:min(end, r.bitmap)])) - 1
+			}
+			continue
 		}
 		if e == r.next && !bitmap {
 			n := int64(runLength(r.b.entries[index:min(end, r.bitmap)], e, step))

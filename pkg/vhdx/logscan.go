@@ -16,15 +16,15 @@ type logReader struct {
 	length  uint32
 	guid    ondisk.GUID
 	found   map[uint32]ondisk.LogEntryHeader // valid entries by position
-	bad     map[uint32]bool
-	budget  int64 // bytes of entries that may still be validated
+	bad     bitset                           // by sector
+	budget  int64                            // bytes of entries that may still be validated
 	window  []byte
 	entry   []byte // for read
+	room    []byte // for window
+	done    func() // with room
 	decoder ondisk.LogDecoder
 	at      uint32 // position of window in the log
 }
-
-const logWindow = 1 << 20
 
 // maxLogEntry bounds the memory that a hostile log takes; nobody writes entries
 // of a MiB. What may be the newest entry is refused, never skipped: an older
@@ -41,7 +41,7 @@ type sequence struct {
 func newLogReader(f File, h ondisk.Header) *logReader {
 	return &logReader{
 		f: f, offset: int64(h.LogOffset), length: h.LogLength, guid: h.LogGUID,
-		found: map[uint32]ondisk.LogEntryHeader{}, bad: map[uint32]bool{},
+		found: map[uint32]ondisk.LogEntryHeader{}, bad: newBitset(int64(h.LogLength) / ondisk.LogSectorSize),
 		budget: 16 * int64(h.LogLength),
 	}
 }
@@ -108,12 +108,16 @@ func (l *logReader) entryAt(pos uint32) (ondisk.LogEntryHeader, bool, error) {
 	if h, ok := l.found[pos]; ok {
 		return h, true, nil
 	}
-	if l.bad[pos] {
+	if l.bad.has(pos / ondisk.LogSectorSize) {
 		return ondisk.LogEntryHeader{}, false, nil
 	}
 	sector, err := l.sector(pos)
 	if err != nil {
 		return ondisk.LogEntryHeader{}, false, err
+	}
+	if !ondisk.MayBeLogEntry(sector) {
+		l.bad.add(pos / ondisk.LogSectorSize)
+		return ondisk.LogEntryHeader{}, false, nil
 	}
 	h, err := ondisk.DecodeLogEntryHeader(sector, l.length)
 	if err == nil && h.LogGUID == l.guid {
@@ -132,18 +136,25 @@ func (l *logReader) entryAt(pos uint32) (ondisk.LogEntryHeader, bool, error) {
 			return h, false, err
 		}
 	}
-	l.bad[pos] = true
+	l.bad.add(pos / ondisk.LogSectorSize)
 	return ondisk.LogEntryHeader{}, false, nil
+}
+
+// release ends the use of l, but for what it found.
+func (l *logReader) release() {
+	if l.done != nil {
+		l.done()
+	}
+	l.room, l.window, l.done = nil, nil, nil
 }
 
 // sector returns the sector at a position, through a window read ahead.
 func (l *logReader) sector(pos uint32) ([]byte, error) {
-	if l.window == nil || pos < l.at || pos >= l.at+uint32(len(l.window)) {
-		n := min(logWindow, l.length-pos)
-		if cap(l.window) < int(n) {
-			l.window = alignedBytes(int(n))
-		}
-		l.window, l.at = l.window[:n], pos
+	if l.room == nil {
+		l.room, l.done = borrowMiB()
+	}
+	if pos < l.at || pos >= l.at+uint32(len(l.window)) {
+		l.window, l.at = l.room[:min(ondisk.MiB, l.length-pos)], pos
 		if err := readFull(l.f, l.window, l.offset+int64(pos)); err != nil {
 			l.window = l.window[:0]
 			return nil, corruptRead(l.f, "log", l.offset+int64(pos), err)
@@ -155,8 +166,11 @@ func (l *logReader) sector(pos uint32) ([]byte, error) {
 // read reads and validates a whole entry, around the end of the ring if need
 // be. It is good until the next one.
 func (l *logReader) read(pos, length uint32) (ondisk.LogEntry, error) {
+	if from := int64(pos) - int64(l.at); from >= 0 && from+int64(length) <= int64(len(l.window)) {
+		return l.decode(l.window[from:][:length])
+	}
 	if cap(l.entry) < int(length) {
-		l.entry = alignedBytes(int(length))
+		l.entry = alignedBytes(max(int(length), min(2*cap(l.entry), maxLogEntry)))
 	}
 	b := l.entry[:length]
 	first := min(length, l.length-pos)
@@ -168,6 +182,10 @@ func (l *logReader) read(pos, length uint32) (ondisk.LogEntry, error) {
 			return ondisk.LogEntry{}, corruptRead(l.f, "log entry", l.offset, err)
 		}
 	}
+	return l.decode(b)
+}
+
+func (l *logReader) decode(b []byte) (ondisk.LogEntry, error) {
 	e, err := l.decoder.Decode(b, l.length)
 	if err != nil {
 		return e, err

@@ -26,7 +26,9 @@ type metadata struct {
 func loadMetadata(f File, r ondisk.Region) (metadata, error) {
 	m := metadata{region: r, locatorIndex: -1}
 	base := int64(r.Offset)
-	buf := make([]byte, ondisk.MetadataTableSize)
+	room, done := borrowMiB()
+	defer done()
+	buf := room[:ondisk.MetadataTableSize]
 	if err := readFull(f, buf, base); err != nil {
 		return m, corruptRead(f, "metadata table", base, err)
 	}

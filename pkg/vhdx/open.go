@@ -141,7 +141,9 @@ type regions struct {
 
 // loadRegions reads copy 1 of the region table, or copy 2 where 1 is bad.
 func (im *Image) loadRegions() error {
-	buf := alignedBytes(ondisk.RegionTableSize)
+	room, done := borrowMiB()
+	defer done()
+	buf := room[:ondisk.RegionTableSize]
 	var errs [2]error
 	for i, off := range []int64{ondisk.RegionTable1Offset, ondisk.RegionTable2Offset} {
 		if errs[i] = readFull(im.f, buf, off); errs[i] != nil {

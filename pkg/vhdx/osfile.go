@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
 )
 
 // ioPage is the unit of metadata I/O and of the read-modify-write of small
@@ -69,12 +71,6 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 	return of, nil
 }
 
-const bounceSize = 1 << 20
-
-// bounce has what goes between direct I/O and memory that it cannot take. All
-// files share it: one each would be 64 MiB for a chain of 64.
-var bounce = sync.Pool{New: func() any { b := alignedBytes(bounceSize); return &b }}
-
 func (f *OSFile) lock(exclusive bool) error {
 	l := unix.Flock_t{Type: unix.F_RDLCK}
 	if exclusive {
@@ -130,13 +126,13 @@ func (f *OSFile) ReadAt(p []byte, off int64) (int, error) {
 	if f.aligned(p, off) {
 		return f.pread(p, off)
 	}
-	buf := bounce.Get().(*[]byte)
-	defer bounce.Put(buf)
+	buf := mibs.Get().(*[]byte)
+	defer mibs.Put(buf)
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
 		skip := int(at % ioPage)
-		n := min(len(p)-done, bounceSize-skip)
+		n := min(len(p)-done, ondisk.MiB-skip)
 		got, err := f.pread((*buf)[:roundUp(skip+n, ioPage)], at-int64(skip))
 		got = max(0, min(got-skip, n))
 		copy(p[done:], (*buf)[skip:skip+got])
@@ -156,13 +152,13 @@ func (f *OSFile) WriteAt(p []byte, off int64) (int, error) {
 	if f.aligned(p, off) {
 		return f.pwrite(p, off)
 	}
-	buf := bounce.Get().(*[]byte)
-	defer bounce.Put(buf)
+	buf := mibs.Get().(*[]byte)
+	defer mibs.Put(buf)
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
 		skip := int(at % ioPage)
-		n := min(len(p)-done, bounceSize-skip)
+		n := min(len(p)-done, ondisk.MiB-skip)
 		if err := f.writeVia((*buf)[:roundUp(skip+n, ioPage)], p[done:done+n], skip, at-int64(skip)); err != nil {
 			return done, err
 		}

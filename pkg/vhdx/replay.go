@@ -17,6 +17,7 @@ func (im *Image) activeLog() (*logReader, sequence, error) {
 	h := im.headers.current
 	l := newLogReader(im.f, h)
 	s, ok, err := l.active()
+	l.release()
 	if err != nil {
 		return nil, s, err
 	}
@@ -77,7 +78,9 @@ func (im *Image) replay() error {
 		return err
 	}
 	deathpoint.Reach(deathpoint.ReplayBegun)
-	if err := im.each(l, s, im.applyDescriptor); err != nil {
+	page := alignedBytes(ondisk.PageSize)
+	apply := func(d ondisk.LogDescriptor, _ int64) error { return im.applyDescriptor(d, page) }
+	if err := im.each(l, s, apply); err != nil {
 		return err
 	}
 	if last := int64(s.head.LastFileOffset); last > im.fileEnd {
@@ -93,10 +96,9 @@ func (im *Image) replay() error {
 	return im.clearLogGUID(syncReplayClear)
 }
 
-func (im *Image) applyDescriptor(d ondisk.LogDescriptor, _ int64) error {
+func (im *Image) applyDescriptor(d ondisk.LogDescriptor, page []byte) error {
 	off, end := int64(d.FileOffset), int64(d.FileOffset+d.Length)
 	if !d.Zero {
-		page := alignedBytes(ondisk.PageSize)
 		copy(page, d.Data)
 		if err := im.writeMetadata(page, off); err != nil {
 			return err
@@ -159,8 +161,12 @@ func (im *Image) overlay() error {
 	if err != nil {
 		return err
 	}
+	return im.overlayOf(l, s)
+}
+
+func (im *Image) overlayOf(l *logReader, s sequence) error {
 	o := &overlayFile{File: im.f, size: im.fileEnd, pages: map[int64]loggedPage{}}
-	err = im.each(l, s, func(d ondisk.LogDescriptor, sector int64) error {
+	err := im.each(l, s, func(d ondisk.LogDescriptor, sector int64) error {
 		off, end := int64(d.FileOffset), int64(d.FileOffset+d.Length)
 		o.size = max(o.size, end)
 		if !d.Zero {

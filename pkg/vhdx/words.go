@@ -31,6 +31,11 @@ func bytesOf(w []uint64) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(w))), len(w)*8)
 }
 
+// wordsOf is memory as words; it begins at a multiple of 8.
+func wordsOf(b []byte) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)
+}
+
 // readWords reads little-endian words.
 func readWords(f File, w []uint64, off int64) error {
 	b := bytesOf(w)
@@ -59,6 +64,20 @@ func runLength(w []uint64, next, step uint64) int {
 	}
 	for ; n < len(w) && w[n] == next; n++ {
 		next += step
+	}
+	return n
+}
+
+// zeroLength returns how many words from the first on are zero.
+func zeroLength(w []uint64) int {
+	n := 0
+	for ; len(w)-n >= 8; n += 8 {
+		q := w[n : n+8 : n+8]
+		if q[0]|q[1]|q[2]|q[3]|q[4]|q[5]|q[6]|q[7] != 0 {
+			break
+		}
+	}
+	for ; n < len(w) && w[n] == 0; n++ {
 	}
 	return n
 }

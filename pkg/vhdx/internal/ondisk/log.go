@@ -103,6 +103,10 @@ func DecodeLogEntryHeader(b []byte, logLength uint32) (LogEntryHeader, error) {
 	return h, h.check(logLength)
 }
 
+// MayBeLogEntry reports whether a sector begins as an entry does: most sectors
+// of a log do not, and an error that says so costs more than to look.
+func MayBeLogEntry(b []byte) bool { return len(b) >= 4 && string(b[:4]) == signatureLogEntry }
+
 func (h LogEntryHeader) check(logLength uint32) error {
 	const name = "log entry header"
 	sectors, count := uint64(h.EntryLength/LogSectorSize), uint64(h.DescriptorCount)
