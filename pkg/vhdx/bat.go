@@ -68,6 +68,32 @@ func (b *bat) takeDirty(dst []int64) []int64 {
 	return dst
 }
 
+// takeDirtyFromEnd is takeDirty for at most limit pages, the last ones, in
+// descending order.
+func (b *bat) takeDirtyFromEnd(limit int) []int64 {
+	var pages []int64
+	for i := len(b.dirty) - 1; i >= 0 && len(pages) < limit; i-- {
+		if atomic.LoadUint64(&b.dirty[i]) == 0 {
+			continue
+		}
+		w := atomic.SwapUint64(&b.dirty[i], 0)
+		for ; w != 0 && len(pages) < limit; w &^= 1 << (bits.Len64(w) - 1) {
+			pages = append(pages, int64(i)*64+int64(bits.Len64(w))-1)
+		}
+		atomic.OrUint64(&b.dirty[i], w)
+	}
+	return pages
+}
+
+// entriesEnd is the number of the first payload block that the table has no
+// entry for: of a differencing image's last chunk it has all.
+func (b *bat) entriesEnd() int64 {
+	if b.geometry.HasParent {
+		return b.geometry.BitmapBlocks() * b.geometry.ChunkRatio()
+	}
+	return b.geometry.PayloadBlocks()
+}
+
 // pageOffset is where a page of the table lies in the file.
 func (b *bat) pageOffset(page int64) int64 { return b.offset + page*ondisk.PageSize }
 

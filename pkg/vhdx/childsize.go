@@ -153,7 +153,7 @@ func (im *Image) dropEntries(b *bat, g ondisk.Geometry) (bitmaps []extent) {
 	s := &im.space
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for block := g.PayloadBlocks(); block < b.geometry.PayloadBlocks(); block++ {
+	for block := g.PayloadBlocks(); block < b.entriesEnd(); block++ {
 		if index := b.payloadIndex(block); b.at(index) != 0 {
 			b.set(index, 0)
 		}
@@ -165,13 +165,56 @@ func (im *Image) dropEntries(b *bat, g ondisk.Geometry) (bitmaps []extent) {
 			bitmaps = append(bitmaps, extent{e.Offset(), ondisk.BitmapBlockSize})
 		}
 	}
-	if b.payload(g.PayloadBlocks()-1).State() == ondisk.BlockPartiallyPresent {
-		im.markBits(b, im.bitsBeyond(g.VirtualSize), false) // loaded by zeroRest
-	}
+	im.clearBitsBeyond(b, g.VirtualSize)
 	return bitmaps
 }
 
-// bitsBeyond are the sectors of the block that the disk ends in behind that end.
-func (im *Image) bitsBeyond(size int64) sectors {
-	return im.sectorsOf(size, roundUp(size, im.blockSize)-size)
+// bitsBeyond are the sectors of the chunk that a disk ends in behind that end.
+func (im *Image) bitsBeyond(b *bat, size int64) sectors {
+	return im.sectorsOf(size, roundUp(size, b.geometry.ChunkRatio()*im.blockSize)-size)
+}
+
+// loadBitsBeyond reads the pages of the sector bitmap that have bits set behind
+// the end of a smaller disk, where nobody sets any more: once that size is
+// durable nothing may fail. Other pages need no clearing.
+func (im *Image) loadBitsBeyond(size int64) error {
+	b := im.bat.Load()
+	if !b.geometry.HasParent {
+		return nil
+	}
+	beyond := im.bitsBeyond(b, size)
+	entry := b.at(b.geometry.BitmapIndex(min(beyond.first/sectorsPerChunk, b.geometry.BitmapBlocks()-1)))
+	if beyond.count == 0 || entry.State() != ondisk.BitmapPresent {
+		return nil // what memory has of it is loaded
+	}
+	room, done := borrowMiB()
+	defer done()
+	from := beyond.first % sectorsPerChunk / bitsPerPage * ondisk.PageSize
+	bits := room[from:ondisk.BitmapBlockSize]
+	if err := readFull(im.f, bits, entry.Offset()+from); err != nil {
+		return corruptRead(im.f, fmt.Sprintf("sector bitmap of chunk %d", beyond.first/sectorsPerChunk), entry.Offset()+from, err)
+	}
+	return beyond.eachPage(func(number, bit, n int64) error {
+		p := new(bitmapPage)
+		p.decode(room[number%pagesPerBitmap*ondisk.PageSize:])
+		if set, run := p.run(bit, n); set || run < n {
+			b.keepPage(number, p)
+		}
+		return nil
+	})
+}
+
+// clearBitsBeyond clears what loadBitsBeyond has found. Caller holds space.mu.
+func (im *Image) clearBitsBeyond(b *bat, size int64) {
+	_ = im.bitsBeyond(b, size).eachPage(func(number, bit, n int64) error { // the closure never fails
+		p := b.loadedPage(number)
+		if p == nil {
+			return nil
+		}
+		if set, run := p.run(bit, n); set || run < n {
+			p.change(bit, n, false)
+			im.space.dirtyBits[number] = struct{}{}
+		}
+		return nil
+	})
 }

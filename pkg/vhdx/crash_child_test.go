@@ -71,6 +71,7 @@ func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxte
 	if kind.stale {
 		err = staleBits(child, kind.blocks)
 	}
+	err = errors.Join(err, leaveBlocks(child, kind.foreign))
 	ro := h.opts
 	ro.ReadOnly = true
 	im, err2 := vhdx.Open(child.Clone(), ro)
@@ -79,6 +80,27 @@ func (h *harness) makeChild(kind *workload, parent *vhdxtest.File, model *vhdxte
 	}
 	seen, _, err := observe(im, model, model.Touched(readSize))
 	return child, model, seen, errors.Join(err, im.Close())
+}
+
+// leaveBlocks puts blocks full of rubbish into a table, behind the end of the
+// disk: nothing reads them.
+func leaveBlocks(file *vhdxtest.File, blocks []int64) error {
+	l, err := vhdxtest.ReadLayout(file)
+	if err != nil {
+		return err
+	}
+	ratio := l.SectorSize << 23 / l.BlockSize
+	place := l.End()
+	for _, block := range blocks {
+		entry := binary.LittleEndian.AppendUint64(nil, uint64(place)|6)
+		_, err := file.WriteAt(bytes.Repeat([]byte{0xdd}, int(l.BlockSize)), place)
+		_, err2 := file.WriteAt(entry, l.BAT.Off+8*(block+block/ratio))
+		if err := errors.Join(err, err2); err != nil {
+			return err
+		}
+		place += l.BlockSize
+	}
+	return file.Sync()
 }
 
 // staleBits gives each chunk a sector bitmap full of ones, or a few where no

@@ -189,6 +189,7 @@ type geometry struct {
 	blockSize int64
 	payload   int64 // of the file, where the blocks begin
 	sparse    int   // of the steps that write payload one in so many is cut; 0: all
+	foreign   bool  // there may be blocks behind the end of the disk
 }
 
 // again returns the session as it was before anything was written.

@@ -31,11 +31,12 @@ func (w *run) model() *vhdxtest.Model { return w.session.model }
 // runWorkload does all of a workload and returns the first failure of it or of a cut.
 func (h *harness) runWorkload(kind *workload) error {
 	h.opts.GrowthStep = kind.growth
+	h.opts = h.opts.MaxCopied(kind.maxCopied)
 	file, s, err := h.makeImage(kind)
 	if err != nil {
 		return err
 	}
-	s.geometry = geometry{kind.blockSize(), kind.payload(), kind.sparse}
+	s.geometry = geometry{kind.blockSize(), kind.payload(), kind.sparse, kind.foreign != nil}
 	w := &run{h: h, kind: kind, file: file, session: s}
 	w.seed(h.seed)
 	if err := w.open(nil); err != nil {

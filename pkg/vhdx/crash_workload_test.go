@@ -29,6 +29,10 @@ type workload struct {
 	// of the blocks has some data.
 	child *vhdx.ChildOptions
 	stale bool // the child's sector bitmaps are full of bits that mean nothing
+	// foreign blocks behind the end of the child's disk are in its table, as
+	// another program may leave them.
+	foreign   []int64
+	maxCopied int // pages of the child's table at once; 0: as always
 }
 
 // blockSize is that of the image that is used.
@@ -204,6 +208,28 @@ var workloads = []*workload{
 		weights: weights{write: 10, flush: 3, trim: 1, grow: 3, shrink: 3, reopen: 1, kill: 1},
 		maxIO:   8 * kib, ops: 40, images: 6,
 		grow: growBy(6 * gib),
+	},
+	{
+		// A chunk with a table page of its own goes, and what another program
+		// has left in that comes back with nothing but a replay.
+		name:    "child with leftovers behind its end",
+		create:  vhdx.CreateOptions{Size: 1000 * 4 * mib, BlockSize: 16 * mib},
+		child:   &vhdx.ChildOptions{Size: 1600*4*mib + 512, BlockSize: 4 * mib},
+		growth:  16 * mib,
+		blocks:  []int64{0, 1590, 1599, 1700, 1701},
+		weights: weights{write: 4, flush: 1, grow: 3, shrink: 4, reopen: 1, kill: 1},
+		maxIO:   8 * kib, ops: 25, images: 6, foreign: []int64{1700, 1701},
+		grow: growBy(4 * gib),
+	},
+	{
+		// As above, and one flush copies the table a few pages at a time.
+		name:    "child and a few pages at a time",
+		create:  vhdx.CreateOptions{Size: 4 * gib, BlockSize: 16 * mib},
+		child:   &vhdx.ChildOptions{BlockSize: mib},
+		growth:  256 * mib,
+		blocks:  sequence(150, 16),
+		weights: weights{fill: 1},
+		ops:     2, images: 6, sparse: 64, fills: []int{150, 40}, stale: true, maxCopied: 2,
 	},
 	{
 		name:    "child and a journal",

@@ -27,6 +27,12 @@ func (o OpenOptions) NoAhead() OpenOptions {
 	return o
 }
 
+// MaxCopied makes a flush of a child copy so many pages of the table at once.
+func (o OpenOptions) MaxCopied(pages int) OpenOptions {
+	o.maxCopied = pages
+	return o
+}
+
 // Idle waits for what goes on behind the calls. Nobody may call im meanwhile.
 func (im *Image) Idle() { im.background.Wait() }
 

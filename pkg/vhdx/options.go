@@ -22,11 +22,12 @@ type OpenOptions struct {
 	// what it does not hold itself fail. Only with ReadOnly.
 	NoParents bool
 
-	omit     barriers   // test switch: barriers that are left out
-	noTimers bool       // test switch: nothing happens but on a call
-	noAhead  bool       // test switch: the file grows only when a request waits for it
-	trail    []FileID   // of the images that this one is below of; nil: of none
-	rotating *parentRef // the parent, which is open already
+	omit      barriers   // test switch: barriers that are left out
+	noTimers  bool       // test switch: nothing happens but on a call
+	maxCopied int        // test switch: another maxCopied
+	noAhead   bool       // test switch: the file grows only when a request waits for it
+	trail     []FileID   // of the images that this one is below of; nil: of none
+	rotating  *parentRef // the parent, which is open already
 }
 
 // CreateOptions says what to create. Zero means: the default.

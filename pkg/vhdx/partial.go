@@ -116,19 +116,31 @@ func (im *Image) publishBits(b *bat, w *written) error {
 // its data is durable. They are taken under space.mu, so that no block is in
 // them as partially present without its bits. A replay that ends between two
 // entries then finds for each partially present block its bits, and for each
-// chunk its bitmap's entry, which comes behind those of its blocks.
+// chunk its bitmap's entry, which comes behind those of its blocks. Of very many
+// pages the last ones come first, with all bits, and then it begins anew: what
+// has become dirty meanwhile is in its order, too.
 func (im *Image) logDirtyLayer() error {
-	im.space.mu.Lock()
-	pages := im.dirtyPages()
-	im.space.mu.Unlock()
-	if len(pages) == 0 {
-		return nil
+	for more := true; more; {
+		im.space.mu.Lock()
+		var pages []page
+		pages, more = im.dirtyPages()
+		im.space.mu.Unlock()
+		if len(pages) == 0 {
+			return nil
+		}
+		if err := im.syncLog(syncData); err != nil {
+			return err
+		}
+		if err := im.logInOrder(pages); err != nil {
+			return err
+		}
 	}
-	if err := im.syncLog(syncData); err != nil {
-		return err
-	}
-	return im.logInOrder(pages)
+	return nil
 }
+
+// maxCopied is how many pages of the table are copied at once: 2 MiB. The
+// table of a disk of 64 TiB is half a GiB.
+const maxCopied = 512
 
 // logBitmaps logs the bitmap pages alone, for a table that does not go through
 // the log.
@@ -159,22 +171,26 @@ func (im *Image) logInOrder(pages []page) error {
 	return nil
 }
 
-// dirtyPages copies all dirty pages in the order in which they are logged.
-// Caller holds space.mu.
-func (im *Image) dirtyPages() []page {
-	pages := im.dirtyBitmaps(nil)
+// dirtyPages copies dirty pages in the order in which they are logged, and
+// reports whether there may be more. Caller holds space.mu.
+func (im *Image) dirtyPages() (pages []page, more bool) {
+	pages = im.dirtyBitmaps(nil)
 	b := im.bat.Load()
 	bitmaps := len(pages)
-	dirty := b.takeDirty(nil)
-	for i := len(dirty) - 1; i >= 0; i-- {
-		p := page{b.pageOffset(dirty[i]), make([]byte, ondisk.PageSize)}
-		b.encodePage(p.data, dirty[i])
+	limit := maxCopied
+	if im.opts.maxCopied > 0 {
+		limit = im.opts.maxCopied
+	}
+	dirty := b.takeDirtyFromEnd(limit)
+	for _, number := range dirty {
+		p := page{b.pageOffset(number), make([]byte, ondisk.PageSize)}
+		b.encodePage(p.data, number)
 		pages = append(pages, p)
 	}
 	if im.opts.omit.has(orderBitsThenTable) {
 		pages = append(pages[bitmaps:len(pages):len(pages)], pages[:bitmaps]...)
 	}
-	return pages
+	return pages, len(dirty) == limit
 }
 
 // dirtyBitmaps appends copies of the dirty bitmap pages. Caller holds space.mu.

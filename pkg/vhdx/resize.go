@@ -110,6 +110,9 @@ func (im *Image) shrink(size int64) error {
 		if err := im.zeroRest(size); err != nil {
 			return fmt.Errorf("%s: zero what follows %#x: %w", im.name, size, err)
 		}
+		if err := im.loadBitsBeyond(size); err != nil {
+			return err
+		}
 		im.unmapFrom(size)
 		return im.commitLocked()
 	}
@@ -136,11 +139,6 @@ func (im *Image) zeroRest(size int64) error {
 	if !present(e) {
 		return nil
 	}
-	if e.State() == ondisk.BlockPartiallyPresent { // so that clearing them needs no I/O
-		if err := im.loadBits(im.bat.Load(), im.bitsBeyond(size)); err != nil {
-			return err
-		}
-	}
 	from, to := e.Offset()+inBlock, e.Offset()+im.blockSize
 	pages := roundUp(from, ioPage)
 	err := im.writeZeros(from, pages)
@@ -153,8 +151,10 @@ func (im *Image) zeroRest(size int64) error {
 	return err
 }
 
-// unmapFrom takes the space of all blocks that begin at size or beyond. What
-// is the parent's now stays so, what hides it goes on hiding it.
+// unmapFrom takes the space of all blocks that begin at size or beyond, and of
+// what another program left behind the last one: logged pages of a table hold
+// that, too, and a disk that grows again would show it. What is the parent's now
+// stays so, what hides it goes on hiding it.
 func (im *Image) unmapFrom(size int64) {
 	s := &im.space
 	s.mu.Lock()
@@ -164,10 +164,10 @@ func (im *Image) unmapFrom(size int64) {
 	if im.metadata.params.HasParent && !im.opts.omit.has(orderSizeThenForget) {
 		gone = ondisk.MakeBATEntry(ondisk.BlockZero, 0)
 	}
-	for block := (size + im.blockSize - 1) >> im.blockShift; block < b.geometry.PayloadBlocks(); block++ {
+	for block := (size + im.blockSize - 1) >> im.blockShift; block < b.entriesEnd(); block++ {
 		index := b.payloadIndex(block)
 		e := b.at(index)
-		if e == 0 {
+		if e == 0 || e == gone {
 			continue
 		}
 		b.set(index, gone)
