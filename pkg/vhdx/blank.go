@@ -2,6 +2,8 @@ package vhdx
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 )
 
@@ -19,16 +21,17 @@ func (im *Image) Blank() (bool, error) {
 	if err := im.usable(false); err != nil {
 		return false, err
 	}
-	at, err := im.dataIn(0, im.size.Load())
+	at, err := im.dataIn(context.Background(), 0, im.size.Load())
 	return at < 0, err
 }
 
 // dataIn returns where a range of the disk holds more than zeros, by the first
 // byte of a piece that does; -1: nowhere.
-func (im *Image) dataIn(off, end int64) (int64, error) {
-	buf := alignedBytes(1 << 20)
+func (im *Image) dataIn(ctx context.Context, off, end int64) (int64, error) {
+	buf, done := borrowMiB()
+	defer done()
 	for off < end {
-		n, blank, err := im.blankPiece(off, end-off, buf)
+		n, blank, err := im.blankPiece(ctx, off, end-off, buf)
 		if err != nil {
 			return 0, fmt.Errorf("%s: read at %#x: %w", im.name, off, err)
 		}
@@ -41,14 +44,14 @@ func (im *Image) dataIn(off, end int64) (int64, error) {
 }
 
 // blankPiece looks at the first part of a range that lies in one piece.
-func (im *Image) blankPiece(off, n int64, buf []byte) (length int64, blank bool, err error) {
+func (im *Image) blankPiece(ctx context.Context, off, n int64, buf []byte) (length int64, blank bool, err error) {
 	pin := im.pins.enter()
 	defer im.pins.leave(pin)
 	at, err := im.find(off, n)
 	if err != nil || at.layer == nil {
-		return at.n, true, err
+		return at.n, true, errors.Join(err, ctx.Err())
 	}
-	blank, err = at.layer.blankRange(at.off, at.off+at.n, buf)
+	blank, err = at.layer.blankRange(ctx, at.off, at.off+at.n, buf)
 	return at.n, blank, err
 }
 
@@ -57,12 +60,12 @@ func (im *Image) blankBlock(block int64, buf []byte) (bool, error) {
 	pin := im.pins.enter()
 	defer im.pins.leave(pin)
 	at := im.payload(block).Offset()
-	return im.blankRange(at, at+im.blockSize, buf)
+	return im.blankRange(context.Background(), at, at+im.blockSize, buf)
 }
 
 // blankRange reports whether a range of the file reads zero. What lies beyond
 // the file's end does.
-func (im *Image) blankRange(off, end int64, buf []byte) (bool, error) {
+func (im *Image) blankRange(ctx context.Context, off, end int64, buf []byte) (bool, error) {
 	size, err := im.f.Size()
 	if err != nil {
 		return false, err
@@ -70,6 +73,9 @@ func (im *Image) blankRange(off, end int64, buf []byte) (bool, error) {
 	end = min(end, size)
 	seeker, canSeek := im.f.(dataSeeker)
 	for off < end {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
 		if canSeek {
 			next, err := seeker.NextData(off, end)
 			if err != nil {

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"sync/atomic"
@@ -53,7 +54,9 @@ func (im *Image) clearRest(end int64) error {
 	if !present(e) {
 		return nil
 	}
-	blank, err := im.blankRange(e.Offset()+end&(im.blockSize-1), e.Offset()+im.blockSize, alignedBytes(1<<20))
+	buf, done := borrowMiB()
+	defer done()
+	blank, err := im.blankRange(context.Background(), e.Offset()+end&(im.blockSize-1), e.Offset()+im.blockSize, buf)
 	if err != nil || blank {
 		return err
 	}

@@ -207,3 +207,51 @@ func TestMerge(t *testing.T) {
 		t.Error("no merge would have lost data")
 	}
 }
+
+// cancelling is a file whose read of much at once gives up, and counts what is
+// read of it afterwards.
+type cancelling struct {
+	vhdx.File
+	cancel context.CancelFunc
+	reads  int
+}
+
+func (c *cancelling) ReadAt(p []byte, off int64) (int, error) {
+	if c.reads > 0 || len(p) == int(mib) && off >= 4*mib {
+		c.reads++
+		c.cancel()
+	}
+	return c.File.ReadAt(p, off)
+}
+
+// The search for data that a merge would cut off ends when it is told to, also
+// inside a block, and nothing has changed.
+func TestMergeIsInterruptedWhileItLooks(t *testing.T) {
+	base, child := vhdxtest.NewFile("base.vhdx"), vhdxtest.NewFile("child.vhdx")
+	_, err := vhdx.CreateOn(base, vhdx.CreateOptions{Size: 64 * mib, BlockSize: 32 * mib})
+	must(t, err)
+	im, err := vhdx.Open(base, vhdx.OpenOptions{})
+	must(t, err)
+	_, err = im.WriteAt(make([]byte, 32*mib), 32*mib)
+	must(t, errors.Join(err, im.Close()))
+	base.Reopen()
+	im, err = vhdx.Open(base, vhdx.OpenOptions{ReadOnly: true})
+	must(t, err)
+	_, err = im.CreateChildOn(child, vhdx.ChildOptions{Size: mib, BlockSize: mib, RelativePath: "base.vhdx"})
+	must(t, errors.Join(err, im.Close()))
+	base.Reopen()
+	child.Reopen()
+	sums := [2]uint64{child.Hash(), base.Hash()}
+	ctx, cancel := context.WithCancel(t.Context())
+	parent := &cancelling{File: base, cancel: cancel}
+	err = vhdx.MergeOn(ctx, child, parent, vhdx.MergeOptions{Parents: oneParent{base}})
+	if !errors.Is(err, context.Canceled) || parent.reads == 0 {
+		t.Fatalf("after %d reads: %v", parent.reads, err)
+	}
+	if parent.reads > 4 {
+		t.Errorf("%d reads after it was to end", parent.reads)
+	}
+	if sums != [2]uint64{child.Hash(), base.Hash()} {
+		t.Error("a merge that was interrupted while it looked changed something")
+	}
+}

@@ -66,7 +66,7 @@ func Merge(ctx context.Context, child, parent string, o MergeOptions) error {
 // the parent has got.
 func MergeOn(ctx context.Context, child, parent File, o MergeOptions) error {
 	m := &merge{o: o}
-	err := m.open(child, parent)
+	err := m.open(ctx, child, parent)
 	if err == nil {
 		err = m.run(ctx)
 	}
@@ -94,7 +94,7 @@ type merge struct {
 	late          func() error // left for the end by the test switch
 }
 
-func (m *merge) open(child, parent File) error {
+func (m *merge) open(ctx context.Context, child, parent File) error {
 	var err error
 	if m.parent, err = Open(parent, OpenOptions{Parents: m.o.Parents, omit: m.o.omit, noTimers: m.o.noTimers}); err != nil {
 		m.parent = nil
@@ -109,17 +109,17 @@ func (m *merge) open(child, parent File) error {
 	if m.child.below.Load() == nil {
 		return fmt.Errorf("%s has no parent: %w", m.child.name, ErrInvalid)
 	}
-	return m.refuseCut()
+	return m.refuseCut(ctx)
 }
 
 // refuseCut: the end of a longer parent is no part of the child, and gone with
 // the merge. Nothing has been changed yet.
-func (m *merge) refuseCut() error {
+func (m *merge) refuseCut(ctx context.Context) error {
 	if m.o.CutData {
 		return nil
 	}
 	size := m.child.Size()
-	at, err := m.parent.dataIn(size, m.parent.Size())
+	at, err := m.parent.dataIn(ctx, size, m.parent.Size())
 	if err == nil && at >= 0 {
 		err = fmt.Errorf("the child's disk ends at %#x, and the parent's holds more than zeros at %#x or soon after it, which no image would show any more: %w", size, at, ErrDataBeyondEnd)
 	}

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -106,7 +107,7 @@ func (im *Image) blankBelow(c *chain, off, n int64, buf []byte) (length int64, b
 	if p, err = c.locate(off, p.n); err != nil || p.layer == nil {
 		return p.n, true, err
 	}
-	blank, err = p.layer.blankRange(p.off, p.off+p.n, buf)
+	blank, err = p.layer.blankRange(context.Background(), p.off, p.off+p.n, buf)
 	return p.n, blank, err
 }
 

@@ -1,6 +1,7 @@
 package vhdx
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx/internal/ondisk"
@@ -81,7 +82,7 @@ func (im *Image) refuseData(size, old int64, o ResizeOptions) error {
 	if o.CutData {
 		return nil
 	}
-	at, err := im.dataIn(size, old)
+	at, err := im.dataIn(context.Background(), size, old)
 	if err == nil && at >= 0 {
 		err = fmt.Errorf("%s: resize to %#x: block %d of the disk holds more than zeros at %#x or soon after it: %w", im.name, size, at>>im.blockShift, at, ErrDataBeyondEnd)
 	}
