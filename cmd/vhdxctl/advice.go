@@ -27,6 +27,8 @@ var advices = []struct {
 	{errMergedInPart, "The chain opens and shows the same. Run the command again to go on."},
 	{errSiblings, "Nothing was changed. Copy the chain into one image with vhdxctl convert instead; --force merges all the same."},
 	{errSiblingUnknown, "Nothing was changed. Move it elsewhere if it is none; --force merges all the same."},
+	{errChildren, "Leave --remove away: the child may stay as it is once it is merged. Or merge those into it first."},
+	{errChildUnknown, "Move it elsewhere if it is none, or leave --remove away."},
 	{errNoParent, "It stands alone; vhdxctl chain shows what an image stands on."},
 	{errForeign, "If it is a raw disk all the same, say -f raw. Otherwise: qemu-img convert -O vhdx -o subformat=dynamic,block_state_zero=off SOURCE TARGET.vhdx"},
 	{errNotAttached, "vhdxctl detach, without an argument, lists what is."},

@@ -32,8 +32,9 @@ func (a *app) mergeCommand(ctx context.Context) *cobra.Command {
 		Short: "Merge a differencing image into its parent",
 		Long: `Put what a differencing image holds into its parent, in place. Afterwards the
 parent has the child's size and shows what the child did, and the child, which
-still opens, is not needed any more: --remove removes it. Do not remove one that
-has children of its own: they name it as their parent.
+still opens, is not needed any more: --remove removes it, unless it has children
+of its own, which need it. They are looked for in the same places as those of
+the parent.
 
 Other children of the parent would not open any more. They are looked for beside
 the parent and beside the child (*.vhdx, *.avhdx), and if there is one, nothing is
@@ -75,9 +76,14 @@ var (
 )
 
 func (a *app) merge(ctx context.Context, child string, o mergeOptions) (mergeResult, error) {
-	parent, err := a.parentOf(child)
+	image, parent, err := a.withParent(child)
 	if err != nil {
 		return mergeResult{}, err
+	}
+	if o.remove {
+		if err := a.refuseChildren(ctx, image, parent); err != nil {
+			return mergeResult{}, err
+		}
 	}
 	if !o.force {
 		if err := a.refuseSiblings(ctx, child, parent); err != nil {
@@ -89,25 +95,27 @@ func (a *app) merge(ctx context.Context, child string, o mergeOptions) (mergeRes
 	bar.end()
 	r := mergeResult{Child: child, Parent: parent.File, Removed: o.remove}
 	if err == nil && o.remove {
-		err = os.Remove(child)
+		if err = a.refuseChildren(ctx, image, parent); err == nil { // one may have been made meanwhile
+			err = os.Remove(child)
+		}
 	}
 	return r, err
 }
 
-// parentOf is the image that another's parent is.
-func (a *app) parentOf(child string) (vhdx.Layer, error) {
+// withParent describes an image and its parent.
+func (a *app) withParent(child string) (image, parent vhdx.Layer, err error) {
 	im, err := a.openReadOnly(child)
 	if err != nil {
-		return vhdx.Layer{}, err
+		return image, parent, err
 	}
 	layers := im.Layers()
 	if err := im.Close(); err != nil {
-		return vhdx.Layer{}, err
+		return image, parent, err
 	}
 	if len(layers) < 2 {
-		return vhdx.Layer{}, fmt.Errorf("%s: %w", child, errNoParent)
+		return image, parent, fmt.Errorf("%s: %w", child, errNoParent)
 	}
-	return layers[1], nil
+	return layers[0], layers[1], nil
 }
 
 func (r mergeResult) print(w io.Writer) {

@@ -19,46 +19,70 @@ const maxSiblings = 10000
 
 var (
 	errSiblings       = errors.New("they would not open any more")
+	errChildren       = errors.New("they would not open without it")
+	errChildUnknown   = errors.New("it may be a child of the image to be removed, without which it would not open")
 	errSiblingUnknown = errors.New("it may be another child of the parent, which would not open any more")
 )
 
-// family is a merge's parent, and who must not be taken for its child.
+// family is an image, and who must not be taken for its child.
 type family struct {
 	a            *app
 	parent       os.FileInfo
-	child        os.FileInfo
-	parentFile   string
-	parentDataID string // DataWriteGUID
+	child        os.FileInfo // nil: there is none
+	parentDataID string      // DataWriteGUID
+	unknown      error       // what it means that an image cannot be asked
 }
 
 // refuseSiblings looks in the directories of the parent and the child for
 // other children of the parent. It reads of each image there no more than
 // what it says of its parent.
 func (a *app) refuseSiblings(ctx context.Context, child string, parent vhdx.Layer) error {
-	f := family{a: a, parentFile: parent.File, parentDataID: parent.DataWriteGUID}
+	f := family{a: a, parentDataID: parent.DataWriteGUID, unknown: errSiblingUnknown}
 	var err error
-	if f.parent, err = os.Stat(parent.File); err != nil {
-		return err
-	}
 	if f.child, err = os.Stat(child); err != nil {
 		return err
 	}
+	found, err := f.find(ctx, parent.File, child)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("%s has other children, %s: %w", parent.File, some(found), errSiblings)
+	}
+	return err
+}
+
+// refuseChildren looks for children of an image that is to be removed, beside
+// it and beside its parent.
+func (a *app) refuseChildren(ctx context.Context, image, parent vhdx.Layer) error {
+	f := family{a: a, parentDataID: image.DataWriteGUID, unknown: errChildUnknown}
+	found, err := f.find(ctx, image.File, parent.File)
+	if err == nil && len(found) > 0 {
+		err = fmt.Errorf("%s has children of its own, %s: %w", image.File, some(found), errChildren)
+	}
+	return err
+}
+
+// find looks for children beside the parent and beside another file.
+func (f *family) find(ctx context.Context, parent, other string) ([]string, error) {
+	var err error
+	if f.parent, err = os.Stat(parent); err != nil {
+		return nil, err
+	}
 	var found []string
-	for _, dir := range slices.Compact([]string{realDir(parent.File), realDir(child)}) {
+	for _, dir := range slices.Compact([]string{realDir(parent), realDir(other)}) {
 		names, err := f.childrenIn(ctx, dir)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		found = append(found, names...)
 	}
-	if len(found) == 0 {
-		return nil
-	}
-	more := ""
+	return found, nil
+}
+
+// some names the first three.
+func some(found []string) string {
 	if n := len(found) - 3; n > 0 {
-		found, more = found[:3], fmt.Sprintf(" and %d more", n)
+		return fmt.Sprintf("%s and %d more", strings.Join(found[:3], ", "), n)
 	}
-	return fmt.Errorf("%s has other children, %s%s: %w", parent.File, strings.Join(found, ", "), more, errSiblings)
+	return strings.Join(found, ", ")
 }
 
 // realDir is the directory of a file under its only name.
@@ -87,7 +111,7 @@ func (f *family) childrenIn(ctx context.Context, dir string) ([]string, error) {
 			continue
 		}
 		if asked++; asked > maxSiblings {
-			return nil, fmt.Errorf("%s holds more than %d images: %w", dir, maxSiblings, errSiblingUnknown)
+			return nil, fmt.Errorf("%s holds more than %d images: %w", dir, maxSiblings, f.unknown)
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -95,7 +119,7 @@ func (f *family) childrenIn(ctx context.Context, dir string) ([]string, error) {
 		path := filepath.Join(dir, e.Name())
 		is, err := f.isChild(path)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w: %w", path, errSiblingUnknown, err)
+			return nil, fmt.Errorf("%s: %w: %w", path, f.unknown, err)
 		}
 		if is {
 			found = append(found, path)
@@ -104,7 +128,7 @@ func (f *family) childrenIn(ctx context.Context, dir string) ([]string, error) {
 	return found, nil
 }
 
-// isChild reports whether an image is another child of the parent: made of it
+// isChild reports whether an image is a child of the parent: made of it
 // as it is, and with no path to another file.
 func (f *family) isChild(path string) (bool, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe must not hold us up
@@ -114,7 +138,7 @@ func (f *family) isChild(path string) (bool, error) {
 		return false, err
 	}
 	st, err := file.Stat()
-	if err != nil || !st.Mode().IsRegular() || os.SameFile(st, f.parent) || os.SameFile(st, f.child) {
+	if err != nil || !st.Mode().IsRegular() || os.SameFile(st, f.parent) || f.child != nil && os.SameFile(st, f.child) {
 		return false, errors.Join(err, file.Close())
 	}
 	of, err := vhdx.NewOSFile(file, vhdx.FileOptions{ReadOnly: true, Buffered: true, NoLock: true})
