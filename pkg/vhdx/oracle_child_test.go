@@ -26,28 +26,72 @@ func TestOracleChain(t *testing.T) {
 			if err := os.WriteFile(raw, want, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			im := open(t, top, vhdx.OpenOptions{ReadOnly: true, Parents: vhdx.ParentsIn(dir)})
-			sameAsRaw(t, im, raw)
-			info := im.Layers()
-			closeImage(t, im)
+			layers := layersOf(t, top, vhdx.OpenOptions{Parents: vhdx.ParentsIn(dir)}, raw)
 			ask7z(t, top, raw)
-			out := ask(t, "vhdiinfo", top)
-			for field, want := range map[string]string{
-				"Disk type":         "Differential",
-				"Media size":        fmt.Sprintf(`.*\(%d bytes\)`, len(want)),
-				"Bytes per sector":  fmt.Sprintf("%d bytes", sector),
-				"Identifier":        info[0].DataWriteGUID,
-				"Parent identifier": info[1].DataWriteGUID,
-			} {
-				if !regexp.MustCompile(`(?m)^\s*` + field + `\s*: ` + want + "$").MatchString(out) {
-					t.Fatalf("vhdiinfo does not say that %s is %s:\n%s", field, want, out)
-				}
-			}
+			askVhdiinfo(t, top, sector, int64(len(want)), layers)
 			if !discard { // libvhdi 20210425 takes a block that is ZERO or UNMAPPED for the parent's
 				mountChain(t, top, raw)
 			}
 		})
 	}
+}
+
+// askVhdiinfo has libvhdi say what a child is.
+func askVhdiinfo(t *testing.T, path string, sector int, size int64, layers []vhdx.Layer) {
+	t.Helper()
+	out := ask(t, "vhdiinfo", path)
+	for field, want := range map[string]string{
+		"Disk type":         "Differential",
+		"Media size":        fmt.Sprintf(`.*\(%d bytes\)`, size),
+		"Bytes per sector":  fmt.Sprintf("%d bytes", sector),
+		"Identifier":        layers[0].DataWriteGUID,
+		"Parent identifier": layers[1].DataWriteGUID,
+	} {
+		if !regexp.MustCompile(`(?m)^\s*` + field + `\s*: ` + want + "$").MatchString(out) {
+			t.Fatalf("vhdiinfo does not say that %s is %s:\n%s", field, want, out)
+		}
+	}
+}
+
+// Other people's readers find in a child whose disk has another size than its
+// parent's what this package does, after each change of the size.
+func TestOracleResizedChild(t *testing.T) {
+	for sector, sizes := range map[int][]int64{
+		512:  {9*mib + 512, 30 * mib, 30*mib + 1024, 5*mib + 1536, 5 * mib, 64 * mib},
+		4096: {9*mib + 4096, 30 * mib, 5*mib + 8192, 41 * mib},
+	} {
+		t.Run(fmt.Sprint(sector), func(t *testing.T) {
+			dir := t.TempDir()
+			top, want := oracleChain(t, dir, sector, false)
+			o := vhdx.OpenOptions{Parents: vhdx.ParentsIn(dir)}
+			for i, size := range sizes {
+				im := open(t, top, o)
+				must(t, im.Resize(size, vhdx.ResizeOptions{CutData: true}))
+				want = append(want[:min(size, int64(len(want)))], make([]byte, max(0, size-int64(len(want))))...)
+				off := size - int64(sector)
+				copy(want[off:], fillRandom(uint64(i), int64(sector)))
+				_, err := im.WriteAt(want[off:], off)
+				must(t, err)
+				closeImage(t, im)
+				raw := filepath.Join(dir, "raw")
+				must(t, os.WriteFile(raw, want, 0o600))
+				askVhdiinfo(t, top, sector, size, layersOf(t, top, o, raw))
+				if size%int64(2*sector) == 0 && size <= 40*mib { // it refuses an odd number of sectors, and ends where the parent does
+					ask7z(t, top, raw)
+				}
+			}
+		})
+	}
+}
+
+// layersOf describes an image that shows what a raw file holds.
+func layersOf(t *testing.T, path string, o vhdx.OpenOptions, raw string) []vhdx.Layer {
+	t.Helper()
+	o.ReadOnly = true
+	im := open(t, path, o)
+	sameAsRaw(t, im, raw)
+	defer closeImage(t, im)
+	return im.Layers()
 }
 
 // oracleChain makes a chain of three with different block sizes in
