@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +26,7 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/helper"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/fuseloop"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -35,12 +37,13 @@ type options struct {
 	seconds float64
 	flushes int
 	journal int
+	cuts    int
 	only    string
 	calm    time.Duration
 }
 
 func main() {
-	helper.RunIfHelper(fuseloop.Commands()...)
+	helper.RunIfHelper(slices.Concat(fuseloop.Commands(), node.Commands())...)
 	if len(os.Args) == 3 && (os.Args[1] == "serve" || os.Args[1] == "serve-journal") {
 		exit(serve(os.Args[2], os.Args[1] == "serve-journal"))
 	}
@@ -52,6 +55,7 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 1.5, "length of one measurement")
 	flag.IntVar(&o.flushes, "flushes", 1000, "flushes whose sync calls are counted; 0: none")
 	flag.IntVar(&o.journal, "journal", 5, "rounds of the comparison with and without the volatile journal; 0: none")
+	flag.IntVar(&o.cuts, "snapshots", 100, "snapshots whose pauses are measured, at each of two sizes; 0: none")
 	flag.StringVar(&o.only, "only", "", "measure only lines whose name matches this `regexp`")
 	flag.DurationVar(&o.calm, "calm", 0, "before each measurement wait this long at most for idle processors")
 	flag.Parse()
@@ -97,6 +101,11 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 		if err := processorCost(os.Stdout); err != nil {
+			return err
+		}
+	}
+	if o.cuts > 0 {
+		if err := snapshots(ctx, os.Stdout, dir, o.cuts); err != nil {
 			return err
 		}
 	}
