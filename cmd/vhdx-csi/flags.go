@@ -126,7 +126,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.StringVar(&o.endpoint, "endpoint", defaultEndpoint, "Unix socket to serve CSI on")
 	fs.StringVar(&o.nodeID, "node-id", "", "name of this node; by default its host name")
 	fs.StringArrayVar(&o.pools, "pool", nil, "a pool, as name=directory[,option...]; may be given several times, the first is the default. Options: "+
-		"local (only this node reaches the directory; needs --mode=all), overcommit=N (promise N times the filesystem's size; default 1), "+
+		"local (only this node, the one of --node-id, reaches the directory), overcommit=N (promise N times the filesystem's size; default 1), "+
 		"reserve=SIZE (never promise these bytes), allow-unsafe (open a share whose mount options can lose data). "+
 		"With --mode=all the default is default=STATE-DIR/pool,local")
 	fs.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory for what this node has staged; must survive a restart of the plugin")

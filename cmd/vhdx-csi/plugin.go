@@ -44,7 +44,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 		if m, deaf, err = o.startNode(ctx, set, h, ob, networked); err != nil {
 			return err
 		}
-		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, MaxVolumes: o.maxVolumes}
+		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, Pools: pools, MaxVolumes: o.maxVolumes}
 	}
 	if o.controller() {
 		ob.metrics.Controller()

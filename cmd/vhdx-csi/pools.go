@@ -104,9 +104,13 @@ func (o *options) openPools(ctx context.Context) (*pool.Set, []driver.Pool, erro
 		}
 		log.Info("A pool is available again", "pool", name)
 	}
+	holder, err := o.holder()
+	if err != nil {
+		return nil, nil, err
+	}
 	var open []pool.Options
 	for _, s := range specs {
-		s.Holder = o.nodeID
+		s.Holder = holder
 		open = append(open, s.Options)
 	}
 	set, err := pool.OpenSet(ctx, sharePatience, note, open...)
@@ -115,13 +119,32 @@ func (o *options) openPools(ctx context.Context) (*pool.Set, []driver.Pool, erro
 	}
 	var pools []driver.Pool
 	for _, s := range specs {
-		pools = append(pools, driver.Pool{Name: s.Name, Local: s.local, Capacity: func(ctx context.Context) (pool.Capacity, error) {
+		p := driver.Pool{Name: s.Name, Capacity: func(ctx context.Context) (pool.Capacity, error) {
 			p, err := set.Pool(s.Name)
 			if err != nil {
 				return pool.Capacity{}, err
 			}
 			return p.Capacity(ctx)
-		}})
+		}}
+		if s.local {
+			p.OnlyOn = o.nodeID
+		}
+		pools = append(pools, p)
 	}
 	return set, pools, nil
+}
+
+// holder is who has an image open, as other processes read it. A process of the
+// same holder that cannot be seen counts as dead, its I/O as still under way; so
+// a controller, which lives beside the node plugin in a container of its own,
+// does not call itself by the node's name.
+func (o *options) holder() (string, error) {
+	if o.mode != modeController {
+		return o.nodeID, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("name the holder of leases: %w", err)
+	}
+	return host, nil
 }

@@ -13,9 +13,8 @@ import (
 type controller struct {
 	csi.UnimplementedControllerServer
 	Controller
-	nodeID string // of a local pool's topology; "" without one
-	work   *inflight
-	reads  reads
+	work  *inflight
+	reads reads
 }
 
 // controllerCapabilities are the optional calls of controller (I-DRV-8).
@@ -61,16 +60,11 @@ func (s *controller) volume(ctx context.Context, id string) (pool.Volume, error)
 	return read(ctx, s.reads, func(ctx context.Context) (pool.Volume, error) { return s.Volumes.Volume(ctx, id) })
 }
 
-func (s *controller) isLocal(poolName string) bool {
-	p, err := s.pool(poolName)
-	return err == nil && p.Local
-}
-
 // describe is a volume as the container orchestrator sees it.
 func (s *controller) describe(v pool.Volume) *csi.Volume {
 	r := &csi.Volume{VolumeId: v.ID, CapacityBytes: v.Size}
-	if s.isLocal(v.Pool) {
-		r.AccessibleTopology = []*csi.Topology{segment(s.nodeID)}
+	if p, err := s.pool(v.Pool); err == nil {
+		r.AccessibleTopology = []*csi.Topology{topology(p)}
 	}
 	return r
 }
@@ -81,20 +75,4 @@ func publishedNodes(v pool.Volume) []string {
 		ids = append(ids, a.Node)
 	}
 	return ids
-}
-
-// segment is the topology of a node.
-func segment(nodeID string) *csi.Topology {
-	return &csi.Topology{Segments: map[string]string{TopologyKey: nodeID}}
-}
-
-// within reports whether the node lies in the topology t. Keys compare without
-// case, as the specification says.
-func within(t *csi.Topology, nodeID string) bool {
-	for k, v := range t.GetSegments() {
-		if strings.EqualFold(k, TopologyKey) && v != nodeID {
-			return false
-		}
-	}
-	return true
 }

@@ -41,9 +41,14 @@ func TestCreateVolume(t *testing.T) {
 	if d := cmp.Diff(want, f.last(t)); d != "" {
 		t.Fatalf("(-want +got)\n%s", d)
 	}
-	if d := cmp.Diff(&csi.Volume{VolumeId: "id-v", CapacityBytes: 1<<30 + 512}, r.GetVolume(), protocmp.Transform()); d != "" {
+	if d := cmp.Diff(&csi.Volume{VolumeId: "id-v", CapacityBytes: 1<<30 + 512, AccessibleTopology: []*csi.Topology{at("fast", sharedPool)}}, r.GetVolume(), protocmp.Transform()); d != "" {
 		t.Fatalf("(-want +got)\n%s", d)
 	}
+}
+
+// at is a place with this pool.
+func at(pool, value string) *csi.Topology {
+	return &csi.Topology{Segments: map[string]string{TopologyKey(pool): value}}
 }
 
 func TestCreateVolumeRefuses(t *testing.T) {
@@ -79,7 +84,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 			r.CapacityRange = &csi.CapacityRange{RequiredBytes: 1 << 20, LimitBytes: 2 << 20}
 		}},
 		{"other node", codes.ResourceExhausted, func(r R) {
-			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{segment("node-2"), segment("node-3")}}
+			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{at("default", "node-2"), at("default", "node-3")}}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,58 +97,6 @@ func TestCreateVolumeRefuses(t *testing.T) {
 	}
 	if len(f.calls) != 0 {
 		t.Fatalf("something was done: %v", f.calls)
-	}
-}
-
-func TestTopology(t *testing.T) {
-	f := newFake()
-	conn := serve(t, f, localPool)
-	c, n, id := csi.NewControllerClient(conn), csi.NewNodeClient(conn), csi.NewIdentityClient(conn)
-	here := &csi.Topology{Segments: map[string]string{strings.ToUpper(TopologyKey): "node-1"}}
-	create := func(poolName string) *csi.Volume {
-		r, err := c.CreateVolume(t.Context(), createReq(func(r *csi.CreateVolumeRequest) {
-			r.Parameters = map[string]string{"pool": poolName}
-			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{segment("node-2"), here}}
-		}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return r.GetVolume()
-	}
-	if d := cmp.Diff([]*csi.Topology{segment("node-1")}, create("default").GetAccessibleTopology(), protocmp.Transform()); d != "" {
-		t.Errorf("local pool (-want +got)\n%s", d)
-	}
-	if got := create("fast").GetAccessibleTopology(); got != nil {
-		t.Errorf("shared pool has topology %v", got)
-	}
-	info, err := n.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
-	if err != nil || info.GetAccessibleTopology().GetSegments()[TopologyKey] != "node-1" {
-		t.Errorf("node info %v, %v", info, err)
-	}
-	caps, err := id.GetPluginCapabilities(t.Context(), &csi.GetPluginCapabilitiesRequest{})
-	if err != nil || !strings.Contains(caps.String(), "VOLUME_ACCESSIBILITY_CONSTRAINTS") {
-		t.Errorf("capabilities %v, %v", caps, err)
-	}
-	for _, tt := range []struct {
-		at   *csi.Topology
-		want int64
-	}{{segment("node-1"), 50 << 30}, {segment("node-2"), 0}, {nil, 50 << 30}} {
-		r, err := c.GetCapacity(t.Context(), &csi.GetCapacityRequest{AccessibleTopology: tt.at})
-		if err != nil || r.GetAvailableCapacity() != tt.want {
-			t.Errorf("capacity at %v: %v, %v", tt.at, r, err)
-		}
-	}
-}
-
-func TestNoTopology(t *testing.T) {
-	conn := serve(t, newFake())
-	info, err := csi.NewNodeClient(conn).NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
-	if err != nil || info.GetAccessibleTopology() != nil {
-		t.Errorf("node info %v, %v", info, err)
-	}
-	caps, err := csi.NewIdentityClient(conn).GetPluginCapabilities(t.Context(), &csi.GetPluginCapabilitiesRequest{})
-	if err != nil || strings.Contains(caps.String(), "VOLUME_ACCESSIBILITY_CONSTRAINTS") {
-		t.Errorf("capabilities %v, %v", caps, err)
 	}
 }
 
@@ -168,8 +121,12 @@ func TestGetCapacity(t *testing.T) {
 	if r := get(nil, block(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)); r.GetAvailableCapacity() != 0 {
 		t.Errorf("unsupported mode: %v", r)
 	}
-	_, err := c.GetCapacity(t.Context(), &csi.GetCapacityRequest{Parameters: map[string]string{"x": "y"}})
-	wantCode(t, err, codes.InvalidArgument)
+	// What is wrong is for CreateVolume to say.
+	for _, wrong := range []map[string]string{{"x": "y"}, {"pool": "nope"}} {
+		if r := get(wrong); r.GetAvailableCapacity() != maxVolume {
+			t.Errorf("%v: %v", wrong, r)
+		}
+	}
 }
 
 func TestListVolumes(t *testing.T) {
@@ -181,7 +138,7 @@ func TestListVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &csi.ListVolumesResponse{NextToken: "next", Entries: []*csi.ListVolumesResponse_Entry{{
-		Volume: &csi.Volume{VolumeId: "a", CapacityBytes: 1 << 30},
+		Volume: &csi.Volume{VolumeId: "a", CapacityBytes: 1 << 30, AccessibleTopology: []*csi.Topology{at("default", sharedPool)}},
 		Status: &csi.ListVolumesResponse_VolumeStatus{PublishedNodeIds: []string{"node-1", "node-2"}},
 	}}}
 	if d := cmp.Diff(want, r, protocmp.Transform()); d != "" {
@@ -330,22 +287,21 @@ func TestValidateVolumeCapabilities(t *testing.T) {
 
 func TestConfigCheck(t *testing.T) {
 	f := newFake()
-	ctl := func(local bool) *Controller {
-		return &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{{Name: "p", Local: local}}}
+	ctl := func(onlyOn string) *Controller {
+		return &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{{Name: "p", OnlyOn: onlyOn}}}
 	}
 	for name, c := range map[string]Config{
 		"nothing":              {},
 		"no node id":           {Node: &NodeService{}},
-		"local without node":   {Controller: ctl(true)},
-		"node id is no label":  {Controller: ctl(true), Node: &NodeService{ID: "a/b"}},
-		"node id is too long":  {Controller: ctl(true), Node: &NodeService{ID: strings.Repeat("x", 64)}},
+		"node id is no label":  {Controller: ctl("a/b")},
+		"node id is too long":  {Node: &NodeService{ID: "n", Pools: ctl(strings.Repeat("x", 64)).Pools}},
 		"node id far too long": {Node: &NodeService{ID: strings.Repeat("x", 257)}},
 	} {
 		if _, err := New(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := New(t.Context(), Config{Controller: ctl(true), Node: &NodeService{ID: "node-1.example.com"}}); err != nil {
+	if _, err := New(t.Context(), Config{Controller: ctl("node-1.example.com"), Node: &NodeService{ID: strings.Repeat("x", 256), Pools: ctl("").Pools}}); err != nil {
 		t.Errorf("good one: %v", err)
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -48,7 +47,7 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	if err != nil {
 		return pool.Spec{}, err
 	}
-	if err := s.reachable(p, r.GetAccessibilityRequirements()); err != nil {
+	if err := reachable(p, r.GetAccessibilityRequirements()); err != nil {
 		return pool.Spec{}, err
 	}
 	sector := int64(cmp.Or(c.params.LogicalSectorSize, defaultSector))
@@ -90,17 +89,6 @@ func parsePurpose(caps []*csi.VolumeCapability, params map[string]string) (c cla
 		return class{}, false, fmt.Errorf("%w: parameter mkfsOptions=%q: %w", errInvalid, c.params.MkfsOptions, err)
 	}
 	return c, mounts, nil
-}
-
-// reachable refuses a local pool where the orchestrator wants another node.
-func (s *controller) reachable(p Pool, t *csi.TopologyRequirement) error {
-	if !p.Local || len(t.GetRequisite()) == 0 {
-		return nil
-	}
-	if slices.ContainsFunc(t.GetRequisite(), func(t *csi.Topology) bool { return within(t, s.nodeID) }) {
-		return nil
-	}
-	return fmt.Errorf("%w: pool %s is a directory of node %s only, which is not among those asked for", errNoRoomHere, p.Name, s.nodeID)
 }
 
 func (s *controller) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {

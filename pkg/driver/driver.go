@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc/stats"
@@ -17,10 +15,6 @@ import (
 
 // Name is the driver's name in Kubernetes.
 const Name = "csi.vhdx.dev"
-
-// TopologyKey is the key of the one topology segment there is: the node that a
-// local pool belongs to.
-const TopologyKey = "topology." + Name + "/node"
 
 // Volumes is what the controller service needs of the pools. *[pool.Set] has it.
 type Volumes interface {
@@ -54,9 +48,10 @@ type Usage interface {
 // Pool is a pool as the controller service sees it.
 type Pool struct {
 	Name string
-	// Local: only this node reaches it, so its volumes have a topology.
-	Local bool
-	// Capacity says what the pool can still promise.
+	// OnlyOn is the one node that reaches a local pool; "": the pool is the same
+	// on every node that serves it.
+	OnlyOn string
+	// Capacity says what the pool can still promise. The node service needs it not.
 	Capacity func(ctx context.Context) (pool.Capacity, error)
 }
 
@@ -82,6 +77,8 @@ type NodeService struct {
 	Usage  Usage
 	// ID of this node.
 	ID string
+	// Pools that this node serves.
+	Pools []Pool
 	// MaxVolumes that fit on this node; 0: no limit is known.
 	MaxVolumes int64
 }
@@ -114,9 +111,6 @@ type Call struct {
 // filesystem check or the space of a large fixed image may take its time.
 const defaultWorkTimeout = 30 * time.Minute
 
-// labelValue is what Kubernetes accepts as the value of a topology segment.
-var labelValue = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
-
 func (c Config) check() error {
 	if c.Controller == nil && c.Node == nil {
 		return errors.New("neither a controller nor a node service to serve")
@@ -124,19 +118,13 @@ func (c Config) check() error {
 	if c.Node != nil && (c.Node.ID == "" || len(c.Node.ID) > maxNodeID) {
 		return fmt.Errorf("node id %q must have 1 to %d bytes", c.Node.ID, maxNodeID)
 	}
-	if !c.local() {
-		return nil
+	if c.Controller != nil {
+		if err := checkPools(c.Controller.Pools); err != nil {
+			return err
+		}
 	}
-	if c.Node == nil {
-		return errors.New("a local pool needs the node service in the same process (--mode=all): only its own node reaches it")
-	}
-	if !labelValue.MatchString(c.Node.ID) {
-		return fmt.Errorf("node id %q cannot be a topology value, which a local pool needs: at most 63 letters, digits, '-', '_' and '.'", c.Node.ID)
+	if c.Node != nil {
+		return checkPools(c.Node.Pools)
 	}
 	return nil
-}
-
-// local reports whether any pool is local.
-func (c Config) local() bool {
-	return c.Controller != nil && slices.ContainsFunc(c.Controller.Pools, func(p Pool) bool { return p.Local })
 }

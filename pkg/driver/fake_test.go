@@ -162,7 +162,7 @@ func serveWithLog(ctx context.Context, t *testing.T, f *fake, change ...func(*Co
 		Version: "test",
 		Controller: &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{
 			{Name: "default", Capacity: f.Capacity}, {Name: "fast", Capacity: f.Capacity}}},
-		Node: &NodeService{Mounts: f, Usage: f, ID: "node-1"},
+		Node: &NodeService{Mounts: f, Usage: f, ID: "node-1", Pools: []Pool{{Name: "default"}, {Name: "fast"}}},
 	}
 	for _, ch := range change {
 		ch(&c)
@@ -196,7 +196,10 @@ func serveWithLog(ctx context.Context, t *testing.T, f *fake, change ...func(*Co
 	return conn
 }
 
-func localPool(c *Config) { c.Controller.Pools[0].Local = true }
+func localPool(c *Config) {
+	c.Controller.Pools[0].OnlyOn = c.Node.ID
+	c.Node.Pools[0].OnlyOn = c.Node.ID
+}
 
 func wantCode(t *testing.T, err error, want codes.Code) {
 	t.Helper()

@@ -58,17 +58,23 @@ func (s *controller) ControllerGetVolume(ctx context.Context, r *csi.ControllerG
 }
 
 // GetCapacity answers what one more volume of this class may have: what the
-// pool's policy leaves, for a fixed volume also what is really free.
+// pool's policy leaves, for a fixed volume also what is really free. A place that
+// does not reach the pool has no room in it.
+//
+// A class that cannot work gets all the room there could be: what is wrong is for
+// CreateVolume to say, whose words the claim shows. With an error here, or with
+// no room, the scheduler would keep the claim from ever coming there, and call the
+// pool full.
 func (s *controller) GetCapacity(ctx context.Context, r *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
 	c, err := parseClass(r.GetParameters())
 	if err != nil {
-		return nil, err
+		return unbounded(), nil //nolint:nilerr // see above
 	}
 	p, err := s.pool(c.pool)
 	if err != nil {
-		return nil, err
+		return unbounded(), nil //nolint:nilerr // see above
 	}
-	if p.Local && !within(r.GetAccessibleTopology(), s.nodeID) {
+	if !reaches(r.GetAccessibleTopology(), p) {
 		return &csi.GetCapacityResponse{}, nil
 	}
 	mounts, fsType := false, ""
@@ -94,4 +100,8 @@ func (s *controller) GetCapacity(ctx context.Context, r *csi.GetCapacityRequest)
 		resp.MinimumVolumeSize = wrapperspb.Int64(least)
 	}
 	return resp, nil
+}
+
+func unbounded() *csi.GetCapacityResponse {
+	return &csi.GetCapacityResponse{AvailableCapacity: maxVolume, MaximumVolumeSize: wrapperspb.Int64(maxVolume)}
 }

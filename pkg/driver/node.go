@@ -12,8 +12,7 @@ import (
 type nodeServer struct {
 	csi.UnimplementedNodeServer
 	NodeService
-	topology bool
-	work     *inflight
+	work *inflight
 }
 
 // nodeCapabilities are the optional calls of nodeServer (I-DRV-8).
@@ -34,11 +33,7 @@ func (s *nodeServer) NodeGetCapabilities(context.Context, *csi.NodeGetCapabiliti
 }
 
 func (s *nodeServer) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	r := &csi.NodeGetInfoResponse{NodeId: s.ID, MaxVolumesPerNode: s.MaxVolumes}
-	if s.topology {
-		r.AccessibleTopology = segment(s.ID)
-	}
-	return r, nil
+	return &csi.NodeGetInfoResponse{NodeId: s.ID, MaxVolumesPerNode: s.MaxVolumes, AccessibleTopology: topology(s.Pools...)}, nil
 }
 
 func (s *nodeServer) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {

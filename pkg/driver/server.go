@@ -49,18 +49,14 @@ func New(ctx context.Context, c Config) (*Server, error) {
 }
 
 func (s *Server) register(c Config) {
-	csi.RegisterIdentityServer(s.grpc, &identity{version: c.Version, topology: c.local()})
+	csi.RegisterIdentityServer(s.grpc, &identity{version: c.Version})
 	if c.Controller != nil {
-		nodeID := ""
-		if c.local() {
-			nodeID = c.Node.ID
-		}
-		ctl := &controller{Controller: *c.Controller, nodeID: nodeID, work: s.work, reads: make(reads, maxReads)}
+		ctl := &controller{Controller: *c.Controller, work: s.work, reads: make(reads, maxReads)}
 		csi.RegisterControllerServer(s.grpc, ctl)
 		csi.RegisterGroupControllerServer(s.grpc, &groupController{controller: ctl, groups: c.Controller.Groups})
 	}
 	if c.Node != nil {
-		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, topology: c.local(), work: s.work})
+		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, work: s.work})
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	for name := range s.grpc.GetServiceInfo() {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -190,17 +191,24 @@ func TestEvents(t *testing.T) {
 	for _, tt := range []struct {
 		name, param string
 		size        int64
+		late        bool // bound when a pod uses it
 		says        []string
 	}{
-		{"value", "subformat=sparse", 64 * mib, []string{"subformat", "dynamic", "fixed"}},
-		{"key", "blocksize=32Mi", 64 * mib, []string{"blocksize", "blockSize"}},
-		{"pool", "pool=nowhere", 64 * mib, []string{"nowhere", "default"}},
-		{"full", "subformat=fixed", 1 << 45, []string{"room", "overcommit"}},
+		{"value", "subformat=sparse", 64 * mib, false, []string{"subformat", "dynamic", "fixed"}},
+		{"key", "blocksize=32Mi", 64 * mib, false, []string{"blocksize", "blockSize"}},
+		{"pool", "pool=nowhere", 64 * mib, false, []string{"nowhere", "default"}},
+		{"pool of a claim that waits", "pool=nowhere", 64 * mib, true, []string{"nowhere", "default"}},
+		{"full", "subformat=fixed", 1 << 45, false, []string{"room", "overcommit"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			e := start(t)
-			e.claim("data", e.class("ext4", tt.param), tt.size, corev1.PersistentVolumeFilesystem)
+			mode := storagev1.VolumeBindingImmediate
+			if tt.late {
+				mode = storagev1.VolumeBindingWaitForFirstConsumer
+				e.create(pod("user", "data", false, "fill", mib, 1))
+			}
+			e.claim("data", e.classOf(mode, "ext4", tt.param), tt.size, corev1.PersistentVolumeFilesystem)
 			message := e.event("data", tt.says[0])
 			t.Logf("event: %s", message)
 			for _, want := range tt.says {

@@ -28,7 +28,12 @@ const (
 // volumes need no fstype.
 func (e *env) class(fstype string, params ...string) string {
 	e.Helper()
-	yes, mode, policy := true, storagev1.VolumeBindingImmediate, corev1.PersistentVolumeReclaimDelete
+	return e.classOf(storagev1.VolumeBindingImmediate, fstype, params...)
+}
+
+func (e *env) classOf(mode storagev1.VolumeBindingMode, fstype string, params ...string) string {
+	e.Helper()
+	yes, policy := true, corev1.PersistentVolumeReclaimDelete
 	c := &storagev1.StorageClass{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"}, Provisioner: driverName, AllowVolumeExpansion: &yes,
 		VolumeBindingMode: &mode, ReclaimPolicy: &policy, Parameters: map[string]string{},

@@ -280,7 +280,7 @@ func TestSplit(t *testing.T) {
 	if _, err := ctl.Node().NodeGetInfo(ctx, &csi.NodeGetInfoRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Errorf("the controller serves the node service: %v", err)
 	}
-	if r, err := node.Node().NodeGetInfo(ctx, &csi.NodeGetInfoRequest{}); err != nil || r.GetAccessibleTopology() != nil {
+	if r, err := node.Node().NodeGetInfo(ctx, &csi.NodeGetInfoRequest{}); err != nil || r.GetAccessibleTopology().GetSegments()[driver.TopologyKey("default")] != "shared" {
 		t.Errorf("the node of a shared pool: %v, %v", r, err)
 	}
 }
@@ -290,11 +290,11 @@ func TestTopologyOfLocalPool(t *testing.T) {
 	ctx, dir := t.Context(), home(t)
 	p := start(t, dir)
 	info, err := p.Node().NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
-	if err != nil || info.GetAccessibleTopology().GetSegments()[driver.TopologyKey] != plugin.NodeID {
+	if err != nil || info.GetAccessibleTopology().GetSegments()[driver.TopologyKey("default")] != plugin.NodeID {
 		t.Fatalf("node info %v, %v", info, err)
 	}
 	req := &csi.CreateVolumeRequest{Name: "elsewhere", VolumeCapabilities: []*csi.VolumeCapability{plugin.Raw()},
-		AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{driver.TopologyKey: "node-2"}}}}}
+		AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{{Segments: map[string]string{driver.TopologyKey("default"): "node-2"}}}}}
 	if _, err := p.Controller().CreateVolume(ctx, req); status.Code(err) != codes.ResourceExhausted {
 		t.Fatalf("created where nobody reaches it: %v", err)
 	}

@@ -104,7 +104,7 @@ func TestSchema(t *testing.T) {
 		`{pools: [{name: a}]}`,
 		`{pools: [{name: a, volume: {emptyDir: {}}, persistentVolume: {nfs: {}}}]}`,
 		`{pools: [{name: A_b, volume: {emptyDir: {}}}]}`,
-		`{pools: [{name: a, volume: {emptyDir: {}}, options: [local]}]}`,
+		`{pools: [{name: a, volume: {emptyDir: {}}, options: [local=n]}]}`,
 		`{image: {digest: latest}}`,
 		`{keeper: {capabilities: [SYS_ADMIN]}}`,
 		`{keeper: {resources: {memory: 64Mi, limits: {}}}}`,

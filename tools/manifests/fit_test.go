@@ -39,6 +39,7 @@ func checkAll(t *testing.T, objects []runtime.Object) {
 		checkPluginFlags(t, name, pod)
 	}
 	checkDriverName(t, objects)
+	checkCapacity(t, objects)
 	checkKeeper(t, objects)
 	checkControl(t, objects)
 	checkNode(t, objects)

@@ -61,7 +61,7 @@ func checkDriverName(t *testing.T, objects []runtime.Object) {
 		if d, ok := o.(*storagev1.CSIDriver); ok {
 			named = d.Name == driverName
 			s := d.Spec
-			if !*s.AttachRequired || *s.StorageCapacity || !*s.SELinuxMount || *s.FSGroupPolicy != storagev1.FileFSGroupPolicy {
+			if !*s.AttachRequired || !*s.StorageCapacity || !*s.SELinuxMount || *s.FSGroupPolicy != storagev1.FileFSGroupPolicy {
 				t.Errorf("CSIDriver: %+v", s)
 			}
 		}
@@ -79,6 +79,28 @@ func checkDriverName(t *testing.T, objects []runtime.Object) {
 	if hostDir(node, plugin, kubelet) != kubelet || hostDir(node, registrar, "/registration") != kubelet+"/plugins_registry" {
 		t.Errorf("the plugin does not see kubelet's directory %s under its own name", kubelet)
 	}
+}
+
+// checkCapacity: the provisioner publishes what the CSIDriver object has the
+// scheduler ask for, and may do so.
+func checkCapacity(t *testing.T, objects []runtime.Object) {
+	t.Helper()
+	controller := pods(objects)["vhdx-csi-controller"]
+	provisioner, plugin := container(controller, "csi-provisioner"), container(controller, "vhdx-csi")
+	if !slices.Contains(provisioner.Args, "--enable-capacity") || flag(provisioner, "--capacity-ownerref-level") != "2" {
+		t.Errorf("the provisioner publishes no capacity that goes with its Deployment: %q", provisioner.Args)
+	}
+	if flag(plugin, "--node-id") != "$(NODE_NAME)" {
+		t.Errorf("the controller does not know on which node a local pool is: %q", plugin.Args)
+	}
+	for _, o := range objects {
+		if r, ok := o.(*rbacv1.Role); ok && r.Name == "vhdx-csi-provisioner" && slices.ContainsFunc(r.Rules, func(rule rbacv1.PolicyRule) bool {
+			return slices.Contains(rule.Resources, "csistoragecapacities") && slices.Contains(rule.Verbs, "create")
+		}) {
+			return
+		}
+	}
+	t.Error("the provisioner may not write CSIStorageCapacity objects")
 }
 
 // checkPluginFlags: every flag that the manifests give is one that vhdx-csi has.
