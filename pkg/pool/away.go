@@ -14,9 +14,11 @@ const (
 	awayPauseMax = 30 * time.Second
 )
 
-// shareErrors are what the kernel answers for a share that is not there now.
+// shareErrors are what the kernel answers for a share that is not there now, or
+// not as it should be, which somebody may mend while the other pools are served.
 // Everything else is a mistake in what was asked for.
 var shareErrors = []error{
+	syscall.ENOENT, syscall.EROFS, syscall.EACCES, syscall.EPERM, syscall.ENOSPC, syscall.EDQUOT,
 	syscall.EIO, syscall.ESTALE, syscall.ETIMEDOUT, syscall.ENOTCONN, syscall.EHOSTDOWN,
 	syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ECONNREFUSED, syscall.ECONNRESET,
 }
@@ -27,9 +29,9 @@ type opening struct {
 	err  error
 }
 
-// OpenSet opens pools side by side, the default first. A share that fails, or
-// has not answered after patience, holds up no other pool: it is away, and
-// tried again until [Set.Close]. note is told when a pool goes and comes. Any
+// OpenSet opens pools side by side, the default first. A share that fails, cannot
+// be written, or has not answered after patience, holds up no other pool: it is
+// away, and tried again until [Set.Close]. note is told when a pool goes and comes. Any
 // other error is returned, and nothing is left open.
 func OpenSet(ctx context.Context, patience time.Duration, note func(pool string, err error), options ...Options) (*Set, error) {
 	var names []string
@@ -86,7 +88,7 @@ func (s *Set) first(ctx, patient context.Context, o Options, opened chan opening
 		select {
 		case r = <-opened:
 		case <-patient.Done():
-			s.setAway(o.Name, errors.New("it has not answered"), note)
+			s.setAway(o.Name, fmt.Errorf("open pool %s: its share has not answered", o.Name), note)
 			go s.bring(ctx, o, opened, note)
 			return nil
 		}
@@ -115,7 +117,7 @@ func ofShare(err error) bool {
 }
 
 func (s *Set) setAway(name string, why error, note func(string, error)) {
-	err := fmt.Errorf("pool %s: %w: %w", name, ErrAway, why)
+	err := fmt.Errorf("%w: %w", ErrAway, why)
 	s.mu.Lock()
 	old := s.have.Load()
 	now := *old

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -101,15 +104,71 @@ func TestSetWithShareAway(t *testing.T) {
 
 // A mistake is told at once, and nothing stays open.
 func TestOpenSetRefusesMistakes(t *testing.T) {
-	dir := t.TempDir()
+	dir, full := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(full, "data"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, o := range [][]Options{
 		{{Name: "a", Dir: dir}, {Name: "b", Dir: dir}},
 		{{Name: "a", Dir: dir}, {Name: "a", Dir: t.TempDir()}},
-		{{Name: "a", Dir: dir}, {Name: "b", Dir: dir + "/nothing"}},
+		{{Name: "a", Dir: dir}, {Name: "b", Dir: full}},
 		nil,
 	} {
 		if _, err := OpenSet(t.Context(), time.Minute, func(string, error) {}, o...); err == nil || errors.Is(err, ErrAway) {
 			t.Errorf("%+v: %v", o, err)
 		}
+	}
+}
+
+// I-POOL-14: what is wrong with one pool's directory is told to whoever asks for
+// that pool, with the way out, and mends without a new start.
+func TestSetMends(t *testing.T) {
+	mount := func(t *testing.T, dir string, flags uintptr) {
+		if err := syscall.Mount("none", dir, "tmpfs", flags, ""); err != nil {
+			t.Skipf("mounting takes root: %v", err)
+		}
+		t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) }) // the pool is closed later
+	}
+	for _, tt := range []struct {
+		name, says  string
+		wreck, mend func(t *testing.T, dir string)
+	}{
+		{"missing", "mount the share there", func(_ *testing.T, dir string) { os.Remove(dir) }, func(t *testing.T, dir string) {
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"read-only", "mount it read-write", func(t *testing.T, dir string) { mount(t, dir, syscall.MS_RDONLY) }, func(t *testing.T, dir string) { mount(t, dir, 0) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bad := filepath.Join(t.TempDir(), "bad")
+			if err := os.Mkdir(bad, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			tt.wreck(t, bad)
+			notes := make(chan error, 99)
+			s, err := OpenSet(t.Context(), time.Minute, func(_ string, err error) { notes <- err },
+				Options{Name: "good", Dir: t.TempDir(), Overcommit: 100}, Options{Name: "bad", Dir: bad, Overcommit: 100})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { s.Close() })
+			if _, err := s.CreateVolume(t.Context(), Spec{Name: "v", Size: 1 << 20}); err != nil {
+				t.Errorf("in the other pool: %v", err)
+			}
+			_, err = s.CreateVolume(t.Context(), Spec{Name: "v", Size: 1 << 20, Pool: "bad"})
+			if !errors.Is(err, ErrAway) || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "bad") {
+				t.Errorf("it does not say %q: %v", tt.says, err)
+			}
+			tt.mend(t, bad)
+			for err := range notes {
+				if err == nil {
+					break
+				}
+			}
+			if _, err := s.CreateVolume(t.Context(), Spec{Name: "v", Size: 1 << 20, Pool: "bad"}); err != nil {
+				t.Errorf("mended: %v", err)
+			}
+		})
 	}
 }

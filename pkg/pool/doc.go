@@ -56,8 +56,8 @@
 //	          named by Problems and harms nothing but itself.
 //	I-POOL-13 No operation's work grows with the number of volumes, except
 //	          Problems and the recount of a lost account.
-//	I-POOL-14 A share that fails or hangs keeps no other pool closed. Nothing of
-//	          its pool is taken for missing meanwhile.
+//	I-POOL-14 A share that fails, hangs, is not there or cannot be written keeps
+//	          no other pool closed. Nothing of its pool is taken for missing meanwhile.
 //	I-POOL-15 One replacement of the volume's record takes a snapshot: before it
 //	          there is none, after it the volume's image is a new child and the
 //	          old one frozen. A snapshot's own record only reserves its name.

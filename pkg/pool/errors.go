@@ -41,8 +41,9 @@ var (
 	ErrNoNode = errors.New("node is not registered")
 	// ErrNoPool: no pool of this name is served here.
 	ErrNoPool = errors.New("no such pool")
-	// ErrAway: the pool's share does not answer, and is tried again. Not final.
-	ErrAway = errors.New("the share does not answer")
+	// ErrAway: the pool's directory does not answer, is not there, or cannot be
+	// written, and is tried again. Not final.
+	ErrAway = errors.New("the pool is not available, and is tried again")
 	// ErrBadToken: a list token that this package did not make.
 	ErrBadToken = errors.New("invalid list token")
 	// ErrUnsafeShare: the pool's filesystem is mounted in a way that can lose
@@ -67,12 +68,19 @@ var (
 // notWritable adds the way out to what the filesystem says where it lets nobody
 // write, or not this process.
 func (p *Pool) notWritable(err error) error {
+	if told := wayOut(err); told != err { //nolint:errorlint // it is the same one, or not
+		return fmt.Errorf("pool %s: %w", p.name, told)
+	}
+	return err
+}
+
+func wayOut(err error) error {
 	switch {
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("pool %s: %w: its filesystem is mounted read-only; mount it read-write: %w", p.name, ErrNotWritable, err)
+		return fmt.Errorf("%w: its filesystem is mounted read-only; mount it read-write: %w", ErrNotWritable, err)
 	case errors.Is(err, unix.EACCES):
-		return fmt.Errorf("pool %s: %w as user %d and group %d; give the directory and all that is in it to that group, with mode 2770 (and see that the server does not squash it): %w",
-			p.name, ErrNotWritable, os.Geteuid(), os.Getegid(), err)
+		return fmt.Errorf("%w as user %d and group %d; give the directory and all that is in it to that group, with mode 2770 (and see that the server does not squash it): %w",
+			ErrNotWritable, os.Geteuid(), os.Getegid(), err)
 	}
 	return err
 }

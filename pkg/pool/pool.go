@@ -108,8 +108,11 @@ func open(o Options, step func(op, path string) error) (*Pool, error) {
 		return nil, err
 	}
 	tree, err := fsx.OpenTree(o.Dir, dirTemp)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("its directory %s is not there; mount the share there, or name another: %w", o.Dir, err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open pool %s: %w", o.Name, err)
+		return nil, fmt.Errorf("open pool %s: %w", o.Name, wayOut(err))
 	}
 	tree.Step = step
 	p := &Pool{name: o.Name, overcommit: o.Overcommit, reserve: o.Reserve, tree: tree, maxHold: maxHold}
@@ -121,7 +124,7 @@ func open(o Options, step func(op, path string) error) (*Pool, error) {
 	p.leases = lease.NewOFD(tree, dirLeases, p.holder)
 	if err := p.start(o); err != nil {
 		tree.Close()
-		return nil, fmt.Errorf("open pool %s: %w", o.Name, err)
+		return nil, fmt.Errorf("open pool %s: %w", o.Name, wayOut(err))
 	}
 	return p, nil
 }
