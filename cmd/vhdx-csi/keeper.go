@@ -137,6 +137,9 @@ func showKeeper(cmd *cobra.Command, c *keeper.Client) error {
 	return w.Flush()
 }
 
+// errEnded: told to end before there was a keeper. Nothing has been begun.
+var errEnded = errors.New("ended while waiting for the keeper")
+
 // dialKeeper connects a worker to the keeper. From then on the keeper does
 // nothing any more that an earlier worker of this node has asked for.
 //
@@ -175,7 +178,7 @@ func (o *options) dialKeeper(ctx context.Context, ob *observer) (*keeper.Client,
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("connect to the keeper: %w", err)
+			return nil, errEnded
 		case <-time.After(keeperRetry):
 		}
 	}

@@ -61,7 +61,7 @@ func TestStopWithoutKeeper(t *testing.T) {
 	}()
 	<-w.said
 	cancel()
-	if err := <-got; !errors.Is(err, keeper.ErrUnavailable) {
-		t.Errorf("got %v, want ErrUnavailable", err)
+	if err := <-got; !errors.Is(err, errEnded) {
+		t.Errorf("got %v, want errEnded", err)
 	}
 }

@@ -41,7 +41,11 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	var m *node.Manager
 	deaf := func(context.Context) error { return nil }
 	if o.node() {
-		if m, deaf, err = o.startNode(ctx, set, h, ob, networked); err != nil {
+		if m, deaf, err = o.startNode(ctx, set, h, ob, networked); errors.Is(err, errEnded) {
+			klog.FromContext(ctx).Info("Stopping", "reason", err.Error())
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, Pools: pools, MaxVolumes: o.maxVolumes}

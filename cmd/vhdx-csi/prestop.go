@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,15 +86,29 @@ func logBesideInit() (end func()) {
 	if err1 != nil || err2 != nil || !os.SameFile(own, first) || os.Getpid() == 1 {
 		return func() {}
 	}
-	f, err := os.OpenFile("/proc/1/fd/2", os.O_WRONLY|os.O_APPEND, 0)
+	// A pipe that nobody reads must not keep the hook, nor its pod, from ending.
+	f, err := os.OpenFile("/proc/1/fd/2", os.O_WRONLY|os.O_APPEND|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return func() {}
 	}
 	klog.LogToStderr(false)
-	klog.SetOutput(io.MultiWriter(os.Stderr, f))
+	klog.SetOutput(io.MultiWriter(os.Stderr, aside{f}))
 	return func() {
 		klog.Flush()
 		klog.LogToStderr(true)
 		f.Close()
 	}
+}
+
+// aside is a log that may be lost.
+type aside struct{ *os.File }
+
+// asidePatience is how long a line waits for a reader.
+const asidePatience = 100 * time.Millisecond
+
+// Write always succeeds: klog ends the process when it cannot write.
+func (a aside) Write(line []byte) (int, error) {
+	_ = a.SetWriteDeadline(time.Now().Add(asidePatience)) // a plain file has none, and never blocks
+	_, _ = a.File.Write(line)
+	return len(line), nil
 }
