@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -184,67 +183,4 @@ func TestTwentyPods(t *testing.T) {
 		return nil
 	})
 	e.took("their volumes unstaged", began)
-}
-
-// TestEvents: what is wrong stands in the claim's events, with what to do.
-func TestEvents(t *testing.T) {
-	for _, tt := range []struct {
-		name, param string
-		size        int64
-		late        bool // bound when a pod uses it
-		says        []string
-	}{
-		{"value", "subformat=sparse", 64 * mib, false, []string{"subformat", "dynamic", "fixed"}},
-		{"key", "blocksize=32Mi", 64 * mib, false, []string{"blocksize", "blockSize"}},
-		{"pool", "pool=nowhere", 64 * mib, false, []string{"nowhere", "default"}},
-		{"pool of a claim that waits", "pool=nowhere", 64 * mib, true, []string{"nowhere", "default"}},
-		{"full", "subformat=fixed", 1 << 45, false, []string{"room", "overcommit"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			e := start(t)
-			mode := storagev1.VolumeBindingImmediate
-			if tt.late {
-				mode = storagev1.VolumeBindingWaitForFirstConsumer
-				e.create(pod("user", "data", false, "fill", mib, 1))
-			}
-			e.claim("data", e.classOf(mode, "ext4", tt.param), tt.size, corev1.PersistentVolumeFilesystem)
-			message := e.event("data", tt.says[0])
-			t.Logf("event: %s", message)
-			for _, want := range tt.says {
-				if !strings.Contains(message, want) {
-					t.Errorf("it does not say %q", want)
-				}
-			}
-		})
-	}
-}
-
-// TestPoolNotWritable: a pool that the controller may not write to.
-func TestPoolNotWritable(t *testing.T) {
-	e := start(t)
-	class := e.class("ext4")
-	for _, dir := range []string{"volumes", "images"} {
-		path := filepath.Join(poolDir, dir)
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, 0o555); err != nil { //nolint:gosec // that is the test
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.Chmod(path, info.Mode()) })
-	}
-	e.claim("data", class, 64*mib, corev1.PersistentVolumeFilesystem)
-	message := e.event("data", "cannot be written")
-	t.Logf("event: %s", message)
-	if !strings.Contains(message, "2770") {
-		t.Error("it does not say what to do")
-	}
-	for _, dir := range []string{"volumes", "images"} {
-		if err := os.Chmod(filepath.Join(poolDir, dir), 0o2770); err != nil { //nolint:gosec // as it was
-			t.Fatal(err)
-		}
-	}
-	e.bound("data")
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/test/e2e/internal/image"
 )
@@ -113,8 +114,7 @@ func driver(ctx context.Context, o options) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	// In memory: thousands of small files.
-	scratch, err := os.MkdirTemp("/dev/shm", filepath.Base(o.Scratch)+"-")
+	scratch, err := treeDir(o.Scratch)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +124,19 @@ func driver(ctx context.Context, o options) (v1.Image, error) {
 		return nil, err
 	}
 	return image.FromRecipe(recipe, base, o.Plugin, o.Repo)
+}
+
+// treeSize is more than the base image takes while it is made.
+const treeSize = 1 << 30
+
+// treeDir makes a directory for the thousands of small files of a base image: in
+// memory, where there is room for them; a container has 64 MiB there.
+func treeDir(scratch string) (string, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &st); err == nil && st.Bavail*uint64(st.Bsize) >= treeSize {
+		return os.MkdirTemp("/dev/shm", filepath.Base(scratch)+"-")
+	}
+	return os.MkdirTemp(scratch, "tree-")
 }
 
 // busybox is Debian's static one, with all of its commands.
