@@ -42,6 +42,9 @@ func (p *Pool) openImage(ctx context.Context, id volumeID, readOnly bool, o vhdx
 	o.ReadOnly = readOnly
 	o.Parents = imagesOf{p}
 	im, err := vhdx.Open(osf, o)
+	if errors.Is(err, vhdx.ErrCorrupt) {
+		return nil, fmt.Errorf("open volume %s: %w; nothing is written to it: copy it, and see what `vhdxctl check` says of the copy", id, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", id, err)
 	}
