@@ -132,6 +132,12 @@ e2e: cluster-build ## the end-to-end tests in such a cluster; E2E_FLAGS='-run Te
 	CGO_ENABLED=0 $(GO) test -C test/e2e -c -o /dev/null .
 	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 18m $(E2E_FLAGS) .
 
+.PHONY: picture
+picture: cluster-build ## the dashboard with the data of an end-to-end run, into docs/how-to; needs prometheus (apt)
+	$(GO) build -C tools/monitoring -o $(BIN)/picture ./picture
+	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(BIN)/picture -dashboard deploy/grafana/csi-driver-vhdx.json -out docs/how-to/dashboard.png \
+		$(GO) test -C test/e2e -vet=off -count=1 -timeout 18m -run 'TestDriverDies|TestEvents' .
+
 .PHONY: image
 image: ## the container image, with docker or buildah, whichever is there
 	@IMAGE=$(IMAGE) VERSION=$(VERSION) hack/image.sh

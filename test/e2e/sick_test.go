@@ -53,8 +53,10 @@ func TestDamagedImage(t *testing.T) {
 		l.create(pod("after", "sick", false, "check", 16*mib, 41))
 		message := l.event("after", "region table")
 		t.Logf("event: %s", message)
-		if !strings.Contains(message, "0x30000") {
-			t.Error("it does not say where")
+		for _, want := range []string{"0x30000", "vhdxctl check"} {
+			if !strings.Contains(message, want) {
+				t.Errorf("it does not say %q", want)
+			}
 		}
 	})
 	put(was)
