@@ -35,7 +35,7 @@ func (o *options) checkControl() error {
 
 // networked: another process may have to do with the volumes of these pools.
 func (o *options) networked(pools []driver.Pool) bool {
-	return o.mode != modeAll || slices.ContainsFunc(pools, func(p driver.Pool) bool { return !p.Local })
+	return o.mode != modeAll || slices.ContainsFunc(pools, func(p driver.Pool) bool { return p.OnlyOn == "" })
 }
 
 // asker is the controller's way to the nodes.

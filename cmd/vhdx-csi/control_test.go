@@ -101,7 +101,7 @@ func TestControllerAsksNode(t *testing.T) {
 // TestAloneAsksItself: in the mode all with local pools there is no network.
 func TestAloneAsksItself(t *testing.T) {
 	o := &options{mode: modeAll, nodeID: "n1"}
-	if o.networked([]driver.Pool{{Name: "default", Local: true}}) || !o.networked([]driver.Pool{{Local: true}, {}}) {
+	if o.networked([]driver.Pool{{Name: "default", OnlyOn: "n1"}}) || !o.networked([]driver.Pool{{OnlyOn: "n1"}, {}}) {
 		t.Fatal("networked")
 	}
 	dir := t.TempDir()
