@@ -17,6 +17,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 )
 
 // Image is what a device serves. All methods may be called from several
@@ -72,6 +73,9 @@ var (
 	ErrBusy = errors.New("device is in use")
 	// ErrUnavailable: this kernel or container cannot run the backend.
 	ErrUnavailable = errors.New("block backend is not available here")
+	// ErrPaused: writes of the device wait for space on the image's storage, so
+	// that it can be neither emptied nor removed. Not final.
+	ErrPaused = errors.New("writes wait for space")
 	// ErrGone: the device that should be resumed does not exist any more.
 	ErrGone = errors.New("device is gone")
 	// ErrUnresumable: what was kept of the device does not fit it, the image or
@@ -93,6 +97,17 @@ type Config struct {
 	QueueDepth int
 	// Count is told of each request that is answered. Nil: nobody wants to know.
 	Count *Counters
+	// Pause holds changes that the image answers with ENOSPC or EDQUOT, and
+	// tries them again until there is space, instead of failing them. Reads and
+	// flushes go on, as long as the backend has room for requests. The image must
+	// answer so before it says that a write is done: one whose writes wait in a
+	// cache cannot pause.
+	Pause bool
+	// PauseLimit is how long a change waits at most before it fails after all.
+	// 0: as long as it takes.
+	PauseLimit time.Duration
+	// Limits from the start on; see [Limiter].
+	Limits Limits
 	// Keep, if set, is called once, when the device is complete and before
 	// Attach returns, with what a successor of this process needs to serve it
 	// (see [Resumer]): opaque bytes, at most [MaxMeta], and descriptors, which
@@ -153,7 +168,8 @@ type Device interface {
 	// Resize tells the kernel the image's present size.
 	Resize(ctx context.Context) error
 	// Detach waits for requests in flight and removes the device. ErrBusy: it
-	// is still in use and stays attached and served.
+	// is still in use and stays attached and served. ErrPaused: so it does while
+	// writes wait for space.
 	Detach(ctx context.Context) error
 	// Done is closed when serving has ended, for whatever reason; Err says why
 	// (nil after Detach).

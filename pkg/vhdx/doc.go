@@ -58,7 +58,7 @@
 //	I-SYNC-2 Any failed sync and any failed metadata write poisons the image:
 //	         nothing is written any more, the first cause is told, reads go on.
 //	I-SYNC-3 Sessions reserve the space of all metadata before they write any, so
-//	         that a full share fails requests, not images.
+//	         that a full share fails requests, not images (room.go).
 //
 // Space (space.go, freelist.go, reclaim.go, discard.go, tail.go, resize.go,
 // compact.go, layout.go):

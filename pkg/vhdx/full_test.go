@@ -23,6 +23,11 @@ func TestFullFilesystemFailsRequestsNotTheImage(t *testing.T) {
 		t.Run(fs, func(t *testing.T) {
 			dir := mountSmall(t, fs)
 			path := filepath.Join(dir, "disk.vhdx")
+			rest, err := os.Create(filepath.Join(dir, "rest"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = rest.Close() })
 			const size = 2 << 30
 			if _, err := vhdx.Create(path, vhdx.CreateOptions{Size: size, BlockSize: mib}); err != nil {
 				t.Fatal(err)
@@ -62,8 +67,41 @@ func TestFullFilesystemFailsRequestsNotTheImage(t *testing.T) {
 			closeImage(t, im)
 			im = open(t, path, vhdx.OpenOptions{})
 			check(im)
+			// A session begins on the full share too: its metadata has its space.
+			fillUp(t, rest)
+			if !im.Full() {
+				t.Error("the image does not see that its filesystem is full")
+			}
+			for i := range p {
+				p[i] = 0xdd
+			}
+			for _, off := range written {
+				if _, err := im.WriteAt(p, off); err != nil {
+					t.Fatalf("overwrite at %#x on a full share: %v", off, err)
+				}
+			}
+			if err := im.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			check(im)
 			closeImage(t, im)
 		})
+	}
+}
+
+// fillUp takes the last block.
+func fillUp(t *testing.T, f *os.File) {
+	t.Helper()
+	for n := 1 << 20; n >= 4096; n /= 2 {
+		var err error
+		for err == nil {
+			if _, err = f.Write(make([]byte, n)); err == nil {
+				err = f.Sync()
+			}
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
 	}
 }
 

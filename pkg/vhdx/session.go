@@ -59,10 +59,6 @@ func (im *Image) beginLocked(data bool) error {
 // reserveMetadata makes the space of headers, log, metadata and BAT real, so
 // that none of their writes can fail for want of it (I-SYNC-3).
 func (im *Image) reserveMetadata() error {
-	a, ok := im.f.(Allocator)
-	if !ok {
-		return nil
-	}
 	h := im.headers.current
 	b := im.bat.Load()
 	metadata := []extent{
@@ -77,8 +73,8 @@ func (im *Image) reserveMetadata() error {
 		}
 	}
 	for _, e := range metadata {
-		if err := a.Allocate(e.off, e.length); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("reserve space for metadata at %#x: %w", e.off, err)
+		if err := im.reserve(e); err != nil {
+			return err
 		}
 	}
 	return nil

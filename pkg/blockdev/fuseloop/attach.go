@@ -55,9 +55,10 @@ type Options struct {
 type Attacher struct {
 	o Options
 
-	mu   sync.Mutex         // guards live
-	live map[string]*Device // by tag; nil: somebody is about to attach it or tear it down
-	left leftChildren
+	mu     sync.Mutex         // guards live
+	live   map[string]*Device // by tag; nil: somebody is about to attach it or tear it down
+	left   leftChildren
+	spills spills
 }
 
 var _ blockdev.Attacher = (*Attacher)(nil)
@@ -124,6 +125,8 @@ func check(c blockdev.Config) error {
 		return fmt.Errorf("logical sector size %d is neither 512 nor 4096", sector)
 	case size <= 0 || size%int64(sector) != 0:
 		return fmt.Errorf("size %d is no positive multiple of the sector size %d", size, sector)
+	case c.PauseLimit < 0 || c.Limits.IOPS < 0 || c.Limits.Bandwidth < 0 || c.Limits.Burst < 0:
+		return errors.New("a limit is negative")
 	case c.QueueDepth < 0 || c.QueueDepth > 1024:
 		return fmt.Errorf("queue depth %d is not in 1 to 1024", c.QueueDepth)
 	}

@@ -67,7 +67,8 @@ func (d *Device) attach(ctx context.Context, c blockdev.Config) error {
 	}
 	deathpoint.Reach(deathpoint.AttachOpened)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
-	s.maxIO, s.count = int64(d.a.o.maxIO), c.Count
+	s.maxIO = int64(d.a.o.maxIO)
+	s.configure(c, &d.a.spills)
 	s.making.Store(true)
 	defer s.making.Store(false)
 	goOn, err := d.startServer(s)
@@ -227,9 +228,17 @@ func (d *Device) Detach(ctx context.Context) error {
 	if !d.a.owns(d) {
 		return nil // detached before
 	}
+	if err := d.pausedErr(); err != nil {
+		return wrap(err)
+	}
 	d.setDetaching(true)
 	deathpoint.Reach(deathpoint.DetachBegun)
-	flushed, err := d.a.runDetach(ctx, d.path, d.tag)
+	whole, end := d.unlessPaused(ctx)
+	flushed, err := d.a.runDetach(whole, d.path, d.tag)
+	if err != nil && errors.Is(context.Cause(whole), blockdev.ErrPaused) {
+		err = fmt.Errorf("%w: %w", context.Cause(whole), err)
+	}
+	end()
 	if err != nil {
 		d.stay(ctx)
 		d.setDetaching(false)

@@ -21,6 +21,8 @@ const (
 	stateRing
 	stateSlow
 	stateReplied // the reply is queued, not yet submitted
+	statePaused  // waits for space; see hold.go
+	stateDelayed // waits for its limit; it has no place in the order of changes yet
 )
 
 const none = int32(-1)
@@ -69,6 +71,7 @@ type engine struct {
 	taken    uint64 // requests accepted
 	carried  uint64 // requests carried out
 	pulse    pulse
+	hold     held
 
 	heard     bool // a request came in this round
 	wakeArmed bool
@@ -101,6 +104,7 @@ func newEngine(s *session, noRing bool) (_ *engine, err error) {
 		return nil, err
 	}
 	e.makeRequests()
+	e.hold.make(s.depth, e.waker.Wake)
 	e.pulse.tid = unix.Gettid()
 	e.slow = newSlowPool(s, e.reqs, e.waker, noRing)
 	return e, nil
@@ -142,6 +146,7 @@ func (e *engine) close() {
 	if e.ring != nil {
 		_ = e.ring.Close()
 	}
+	e.hold.alarm.close()
 	if e.waker != nil {
 		_ = e.waker.Close()
 	}
@@ -174,6 +179,9 @@ func (e *engine) run() error {
 			e.end = errStopped
 		}
 		if e.end == nil {
+			if e.hold.any() {
+				e.tend()
+			}
 			e.arm()
 		} else if e.idle() {
 			return e.end
@@ -219,7 +227,7 @@ func (e *engine) collect() {
 // patience says how many completions to wait for: none if there is something
 // to do first. It is asked after waker.Sleep.
 func (e *engine) patience() uint32 {
-	if e.slow.ready() || e.stop.Load() && e.end == nil {
+	if e.slow.ready() || e.stop.Load() && e.end == nil || e.end == nil && e.isDue() {
 		return 0
 	}
 	// Submitting replies completes nothing, but makes room for more requests,
@@ -233,6 +241,7 @@ func (e *engine) patience() uint32 {
 // idle reports, once no more requests are wanted, whether everything has come
 // home, and sees to it that it does.
 func (e *engine) idle() bool {
+	e.leave()
 	if len(e.freeReqs) < len(e.reqs) {
 		e.armWake() // a slow goroutine may have one
 		return false

@@ -49,6 +49,15 @@ func (e *engine) accept(b int32, n int) {
 	if r.op == w.OpFsync {
 		r.began = time.Now()
 	}
+	if !e.delays(i, r) {
+		e.begin(i)
+	}
+}
+
+// begin gives a request its place in the order of changes and, if nothing is
+// before it there, launches it.
+func (e *engine) begin(i int32) {
+	r := &e.reqs[i]
 	e.seq++
 	r.seq = e.seq
 	if e.mustWait(r) {
@@ -137,8 +146,17 @@ func (e *engine) takeSlow() {
 	}
 }
 
-// done answers a request that has been carried out.
+// done answers a request that has been carried out, unless it has to wait for space.
 func (e *engine) done(i int32) {
+	r := &e.reqs[i]
+	if (r.errno != 0 || r.paused) && e.pauses(i) {
+		return
+	}
+	e.finish(i)
+}
+
+// finish answers a request, whatever came of it.
+func (e *engine) finish(i int32) {
 	r := &e.reqs[i]
 	e.carried++
 	e.countDone(r)
@@ -187,13 +205,21 @@ func (e *engine) release() {
 		return
 	}
 	for _, i := range e.replied {
-		r := &e.reqs[i]
-		if r.big != none {
-			e.freeBigs = append(e.freeBigs, r.big)
-			r.big = none
-		}
-		r.state = stateFree
-		e.freeReqs = append(e.freeReqs, i)
+		e.free(i)
 	}
 	e.replied = e.replied[:0]
+}
+
+func (e *engine) free(i int32) {
+	r := &e.reqs[i]
+	if r.big != none {
+		e.freeBigs = append(e.freeBigs, r.big)
+		r.big = none
+	}
+	if r.spilled != nil {
+		e.s.spills.give(r.spilled)
+		r.spilled, r.buf = nil, nil
+	}
+	r.state = stateFree
+	e.freeReqs = append(e.freeReqs, i)
 }

@@ -33,6 +33,11 @@ type kernel struct {
 
 func newKernel(t testing.TB, im blockdev.Image, depth int, noRing bool) *kernel {
 	t.Helper()
+	return newKernelWith(t, im, depth, noRing, func(*session) {})
+}
+
+func newKernelWith(t testing.TB, im blockdev.Image, depth int, noRing bool, with func(*session)) *kernel {
+	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +46,9 @@ func newKernel(t testing.TB, im blockdev.Image, depth int, noRing bool) *kernel 
 	ended := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		e, err := newEngine(newSession(fds[0], "file", depth, im), noRing)
+		s := newSession(fds[0], "file", depth, im)
+		with(s)
+		e, err := newEngine(s, noRing)
 		started <- e
 		if err == nil {
 			err = e.run()

@@ -38,7 +38,7 @@ func (e *engine) blocked(r *request) bool {
 		if o == r || !o.changes() || !o.narrow && !r.narrow {
 			continue
 		}
-		running := o.state == stateRing || o.state == stateSlow
+		running := o.state == stateRing || o.state == stateSlow || o.state == statePaused
 		waits := o.state == stateParked && o.seq < r.seq
 		if (running || waits) && o.off&mask < to && from < (o.off+o.n+e.s.align-1)&mask {
 			return true

@@ -50,6 +50,11 @@ type request struct {
 	narrow  bool      // changes less than whole aligned units; I-FL-3
 	seq     uint64    // order of arrival
 	began   time.Time // of FSYNC: its arrival
+
+	probe    bool          // ask whether there is space before it is tried
+	paused   bool          // has waited for space since pausedAt
+	pausedAt time.Duration // by the engine's clock
+	spilled  []byte        // memory of its own that it has instead of a big buffer
 }
 
 type class uint8
@@ -105,7 +110,7 @@ func (s *session) decode(msg []byte, r *request) (class, error) {
 		return classQuiet, err
 	}
 	r.unique, r.op, r.errno, r.meta, r.got, r.narrow = h.Unique, h.Opcode, 0, 0, 0, false
-	r.off, r.n, r.mode = 0, 0, 0
+	r.off, r.n, r.mode, r.probe = 0, 0, 0, false
 	args := msg[w.SizeInHeader:]
 	switch h.Opcode {
 	case w.OpForget, w.OpBatchForget, w.OpInterrupt:
@@ -150,19 +155,38 @@ func (s *session) dataFits(r *request, sent int) bool {
 
 // execute does the request through the image's methods. It may block.
 func (s *session) execute(r *request) {
+	if r.probe && s.full() {
+		r.errno = unix.ENOSPC
+		return
+	}
 	switch r.op {
 	case w.OpRead:
 		r.errno = s.read(r)
 	case w.OpWrite:
-		r.errno = s.write(r)
+		r.errno = s.final(s.write(r))
 	case w.OpFallocate:
-		r.errno = s.fallocate(r)
+		r.errno = s.final(s.fallocate(r))
 		deathpoint.Reach(deathpoint.ZeroDone)
 	default: // FSYNC
 		deathpoint.Reach(deathpoint.FlushBegun)
 		r.errno = errnoOf(s.image.Flush())
 		deathpoint.Reach(deathpoint.FlushDone)
 	}
+}
+
+// full reports whether the storage is known to have no space.
+func (s *session) full() bool {
+	p, ok := s.image.(blockdev.Prober)
+	return ok && p.Full()
+}
+
+// final turns want of space into EIO where it is the reason why the image takes
+// no writes any more: no space will help.
+func (s *session) final(errno syscall.Errno) syscall.Errno {
+	if p, ok := s.image.(blockdev.Poisoner); ok && noSpace(errno) && p.Poisoned() != nil {
+		return unix.EIO
+	}
+	return errno
 }
 
 func (s *session) read(r *request) syscall.Errno {

@@ -148,7 +148,8 @@ func (d *Device) resume(ctx context.Context, c blockdev.Config, k kept) error {
 	d.path = loopdev.Path(k.loop.Number)
 	deathpoint.Reach(deathpoint.ResumeTaken)
 	s := newSession(int(d.fuse.Fd()), d.tag, c.QueueDepth, c.Image)
-	s.maxIO, s.count = int64(k.maxIO), c.Count
+	s.maxIO = int64(k.maxIO)
+	s.configure(c, &d.a.spills)
 	goOn, err := d.startServer(s)
 	if err != nil {
 		return err

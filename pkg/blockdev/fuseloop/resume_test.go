@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,9 @@ const (
 	lifeVariable = "FUSELOOP_TEST_LIFE" // the image's path: serve it, on descriptors left by the last life
 	// There was a life before: what it gave to Keep, in hex. Its connection is descriptor 5.
 	againVariable = "FUSELOOP_TEST_AGAIN"
-	ringSize      = 1 << 20
+	// What to do when the share is full: "pause", or nothing.
+	fullVariable = "FUSELOOP_TEST_FULL"
+	ringSize     = 1 << 20
 )
 
 // serveLife is one life of a server: descriptor 3 is the memory of the volatile
@@ -54,7 +57,7 @@ func serveLife(id, path string) {
 		if err != nil {
 			return err
 		}
-		c := blockdev.Config{ID: id, Image: im, Keep: func(meta []byte, files ...*os.File) error {
+		c := blockdev.Config{ID: id, Image: im, Pause: os.Getenv(fullVariable) == "pause", Keep: func(meta []byte, files ...*os.File) error {
 			return unix.Sendmsg(4, meta, unix.UnixRights(int(files[0].Fd())), nil, 0)
 		}}
 		a, ctx := New(Options{}), context.Background()
@@ -68,7 +71,7 @@ func serveLife(id, path string) {
 			return err
 		}
 		fmt.Println(d.Path())
-		_, _ = os.Stdin.Read(make([]byte, 1)) // the end of the test, or of this life
+		obey(d) // until the end of the test, or of this life
 		if err := d.Detach(ctx); err != nil {
 			return err
 		}
@@ -81,6 +84,22 @@ func serveLife(id, path string) {
 	os.Exit(0)
 }
 
+// obey does what single bytes on the input say, until its end.
+func obey(d blockdev.Device) {
+	b := make([]byte, 1)
+	for {
+		if n, _ := os.Stdin.Read(b); n == 0 {
+			return
+		}
+		switch b[0] {
+		case 'p':
+			fmt.Println(d.(blockdev.Pauser).Paused().Waiting)
+		case 'd':
+			fmt.Println(d.Detach(context.Background()))
+		}
+	}
+}
+
 // lives starts servers of one device, one after the other.
 type lives struct {
 	t       *testing.T
@@ -89,6 +108,47 @@ type lives struct {
 	journal *os.File
 	fuse    *os.File
 	meta    []byte
+	full    string // what fullVariable says
+
+	in  io.Writer // of the present server
+	out io.Reader
+}
+
+// ask has the present server obey and gives its answer.
+func (l *lives) ask(what byte) string {
+	l.t.Helper()
+	if _, err := l.in.Write([]byte{what}); err != nil {
+		l.t.Fatal(err)
+	}
+	line := make([]byte, 4096)
+	n, err := l.out.Read(line)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(line[:n]))
+}
+
+func newLives(t *testing.T, image string) *lives {
+	t.Helper()
+	memfd, err := unix.MemfdCreate("journal", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	journal := os.NewFile(uintptr(memfd), "journal")
+	t.Cleanup(func() { _ = journal.Close() })
+	if err := journal.Truncate(ringSize); err != nil {
+		t.Fatal(err)
+	}
+	l := &lives{t: t, id: fmt.Sprintf("%s-%d", t.Name(), os.Getpid()), image: image, journal: journal}
+	t.Cleanup(func() {
+		if l.fuse != nil {
+			_ = l.fuse.Close() // the last copy, once the server is gone
+		}
+		if err := New(Options{}).Teardown(context.Background(), l.id); err != nil && !t.Failed() {
+			t.Error(err)
+		}
+	})
+	return l
 }
 
 func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
@@ -101,7 +161,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	defer unix.Close(pair[0])
 	cmd = exec.Command("/proc/self/exe")
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), serveVariable+"="+l.id, lifeVariable+"="+l.image)
+	cmd.Env = append(os.Environ(), serveVariable+"="+l.id, lifeVariable+"="+l.image, fullVariable+"="+l.full)
 	cmd.ExtraFiles = []*os.File{l.journal, theirs}
 	if l.fuse != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, l.fuse)
@@ -118,6 +178,7 @@ func (l *lives) start() (cmd *exec.Cmd, dev string, end func() error) {
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)
 	}
+	l.in, l.out = stdin, out
 	_ = theirs.Close()
 	l.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	if l.fuse == nil {
@@ -171,24 +232,7 @@ func TestServerDiesUnderLoad(t *testing.T) {
 	if _, err := vhdx.Create(image, vhdx.CreateOptions{Size: 8 << 30, BlockSize: 1 << 20, LogicalSectorSize: 512}); err != nil {
 		t.Fatal(err)
 	}
-	memfd, err := unix.MemfdCreate("journal", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	journal := os.NewFile(uintptr(memfd), "journal")
-	defer journal.Close()
-	if err := journal.Truncate(ringSize); err != nil {
-		t.Fatal(err)
-	}
-	l := &lives{t: t, id: fmt.Sprintf("%s-%d", t.Name(), os.Getpid()), image: image, journal: journal}
-	t.Cleanup(func() {
-		if l.fuse != nil {
-			_ = l.fuse.Close() // the last copy, once the server is gone
-		}
-		if err := New(Options{}).Teardown(context.Background(), l.id); err != nil && !t.Failed() {
-			t.Error(err)
-		}
-	})
+	l := newLives(t, image)
 	server, dev, end := l.start()
 	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {

@@ -24,20 +24,24 @@ const fileID = w.RootID + 1
 // session is what serving an initialised connection takes. It holds nothing
 // that must be closed.
 type session struct {
-	fd       int    // /dev/fuse, O_NONBLOCK
-	name     string // of the one file
-	depth    int    // requests at once
-	maxIO    int64  // the largest READ or WRITE that INIT allowed
-	image    blockdev.Image
-	pinner   blockdev.Pinner     // nil: the image has no descriptor
-	files    blockdev.FilePinner // nil: it has one for good
-	pin      func(write bool, off, n int64) (fileOff int64, pin uint32, ok bool)
-	imageFD  int
-	align    int64 // what I/O on imageFD must keep, at least 1
-	sector   int
-	readOnly bool
-	count    *blockdev.Counters
-	crashing func() // called when serving panics; see Options.Crashing
+	fd         int    // /dev/fuse, O_NONBLOCK
+	name       string // of the one file
+	depth      int    // requests at once
+	maxIO      int64  // the largest READ or WRITE that INIT allowed
+	image      blockdev.Image
+	pinner     blockdev.Pinner     // nil: the image has no descriptor
+	files      blockdev.FilePinner // nil: it has one for good
+	pin        func(write bool, off, n int64) (fileOff int64, pin uint32, ok bool)
+	imageFD    int
+	align      int64 // what I/O on imageFD must keep, at least 1
+	sector     int
+	readOnly   bool
+	count      *blockdev.Counters
+	pause      bool // see blockdev.Config
+	pauseLimit time.Duration
+	spills     *spills
+	limits     atomic.Pointer[blockdev.Limits] // nil: none
+	crashing   func()                          // called when serving panics; see Options.Crashing
 	// making: the device is being made. LOOP_CONFIGURE syncs, and holds a lock
 	// meanwhile that every other attach on this machine waits for: it must not
 	// wait for the image's storage.
@@ -49,7 +53,7 @@ func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 	s := &session{
 		fd: fd, name: name, depth: depth, maxIO: maxIO, image: image,
 		imageFD: -1, align: 1, sector: image.LogicalSectorSize(), readOnly: image.ReadOnly(),
-		count: new(blockdev.Counters),
+		count: new(blockdev.Counters), spills: new(spills),
 	}
 	if p, ok := image.(blockdev.Pinner); ok {
 		if imageFD, align := p.Descriptor(); imageFD >= 0 {
@@ -60,6 +64,12 @@ func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 		}
 	}
 	return s
+}
+
+// configure takes over what the caller of Attach or Resume wants.
+func (s *session) configure(c blockdev.Config, o *spills) {
+	s.count, s.pause, s.pauseLimit, s.spills = c.Count, c.Pause, c.PauseLimit, o
+	s.setLimits(c.Limits)
 }
 
 // meta answers what is neither payload nor flush. It encodes the reply's body

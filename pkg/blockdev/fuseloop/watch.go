@@ -26,7 +26,7 @@ import (
 //   - It comes round, but requests are parked behind nothing, or wait in
 //     /dev/fuse while it has room and takes none.
 //
-// What is none: a payload operation of the ring under way, and a request in the
+// What is none: a request that is held (hold.go); a payload operation of the ring under way, and a request in the
 // hands of a slow goroutine, however long. Both may wait for the storage, or for
 // space on it.
 //
@@ -64,8 +64,12 @@ func (e *engine) beat(waiting bool) {
 	}
 	e.pulse.taken.Store(e.taken)
 	e.pulse.done.Store(e.carried)
-	running := len(e.reqs) - len(e.freeReqs) - len(e.replied) - len(e.parked)
-	e.pulse.queue.Store(pack(len(e.parked), running, e.end == nil && (e.armed > 0 || e.canRead())))
+	held, parked := len(e.hold.paused)+len(e.hold.delayed), len(e.parked)
+	running := len(e.reqs) - len(e.freeReqs) - len(e.replied) - parked - held
+	if len(e.hold.paused) > 0 {
+		parked = 0 // they may wait behind those
+	}
+	e.pulse.queue.Store(pack(parked, running, e.end == nil && (e.armed > 0 || e.canRead())))
 	e.pulse.rounds.Add(1)
 }
 
