@@ -58,6 +58,7 @@ const (
 	offSQEs   = 0x10000000
 
 	enterGetEvents = 1 << 0
+	enterExtArg    = 1 << 3
 
 	registerBuffers   = 0
 	unregisterBuffers = 1

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,21 @@ type Ring struct {
 	cqHead *uint32
 	cqTail *uint32
 	cqMask uint32
+
+	limit waitLimit
 }
+
+// waitLimit is struct io_uring_getevents_arg, and what it refers to. It lies on
+// the heap, where nothing moves.
+type waitLimit struct {
+	sigmask     uint64
+	sigmaskSize uint32
+	_           uint32
+	ts          uint64
+	time        unix.Timespec
+}
+
+const waitLimitSize = 24
 
 // Completion is the outcome of one operation.
 type Completion struct {
@@ -134,7 +149,10 @@ func (r *Ring) next() *sqe {
 // Enter submits what is queued, and returns when at least wait completions
 // are there to be taken by Next, or after a signal. It publishes completions
 // even with wait 0.
-func (r *Ring) Enter(wait uint32) error {
+func (r *Ring) Enter(wait uint32) error { return r.EnterFor(wait, 0) }
+
+// EnterFor is Enter that also returns after most, unless that is 0.
+func (r *Ring) EnterFor(wait uint32, most time.Duration) error {
 	atomic.StoreUint32(r.sqTail, r.sqLocal)
 	queued := uintptr(r.sqLocal - r.sqSent)
 	var n uintptr
@@ -142,6 +160,11 @@ func (r *Ring) Enter(wait uint32) error {
 	if wait == 0 {
 		// Not worth telling the scheduler of: nothing here waits.
 		n, _, errno = unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), queued, 0, enterGetEvents, 0, 0)
+	} else if most > 0 {
+		r.limit.time = unix.NsecToTimespec(int64(most))
+		r.limit.ts = uint64(uintptr(unsafe.Pointer(&r.limit.time)))
+		n, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), queued, uintptr(wait), enterGetEvents|enterExtArg,
+			uintptr(unsafe.Pointer(&r.limit)), waitLimitSize)
 	} else {
 		n, _, errno = unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), queued, uintptr(wait), enterGetEvents, 0, 0)
 	}
@@ -149,8 +172,8 @@ func (r *Ring) Enter(wait uint32) error {
 	case 0:
 		r.sqSent += uint32(n)
 		return nil
-	case unix.EINTR, unix.EAGAIN, unix.EBUSY:
-		// Nothing was taken: a signal came, the kernel is short of memory, or
+	case unix.EINTR, unix.EAGAIN, unix.EBUSY, unix.ETIME:
+		// Nothing was taken: a signal came, the time is over, the kernel is short of memory, or
 		// completions must be taken first. The caller's loop comes again.
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
-	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev/devtest"
 )
 
 // BenchmarkLimits changes the limits of a device again and again under the I/O
@@ -21,16 +20,22 @@ func BenchmarkLimits(b *testing.B) {
 	}
 	count := new(blockdev.Counters)
 	d, err := New(Options{}).Attach(b.Context(), blockdev.Config{
-		ID: fmt.Sprint(b.Name(), os.Getpid()), Image: devtest.NewMemImage(256<<20, 512), Count: count,
+		ID: fmt.Sprint(b.Name(), os.Getpid()), Image: rawFile(b, 256<<20, 512), Count: count,
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	load := func(size string) func() {
-		fio := exec.Command("fio", "--name=load", "--filename="+d.Path(), "--direct=1", "--ioengine=libaio", "--rw=randrw",
+		// Nice, as the engine's thread is: what is measured is the limit, not who
+		// else uses the machine.
+		fio := exec.Command("nice", "-n", "-20", "fio", "--name=load", "--filename="+d.Path(), "--direct=1", "--ioengine=libaio", "--rw=randrw",
 			"--bs="+size, "--iodepth=16", "--time_based", "--runtime=1h", "--norandommap")
 		if err := fio.Start(); err != nil {
 			b.Fatal(err)
+		}
+		d.(blockdev.Limiter).SetLimits(blockdev.Limits{})
+		for before := count.Load(); count.Load().Done[blockdev.Write] < before.Done[blockdev.Write]+100; {
+			time.Sleep(10 * time.Millisecond) // until it has begun
 		}
 		return func() { _, _ = fio.Process.Signal(os.Interrupt), fio.Wait() }
 	}
@@ -40,8 +45,8 @@ func BenchmarkLimits(b *testing.B) {
 			size   string
 			limits []blockdev.Limits
 		}{
-			{"4k", []blockdev.Limits{{IOPS: 100}, {IOPS: 2000}, {IOPS: 10000}, {IOPS: 500}, {Bandwidth: 4 << 20}}},
-			{"256k", []blockdev.Limits{{Bandwidth: 10 << 20}, {Bandwidth: 100 << 20}, {Bandwidth: 25 << 20}, {IOPS: 50}}},
+			{"4k", []blockdev.Limits{{}, {IOPS: 100}, {IOPS: 3000}, {IOPS: 500}, {Bandwidth: 4 << 20}, {IOPS: 2000}}},
+			{"256k", []blockdev.Limits{{}, {Bandwidth: 10 << 20}, {Bandwidth: 100 << 20}, {Bandwidth: 25 << 20}, {IOPS: 50}}},
 		} {
 			end := load(set.size)
 			for _, l := range set.limits {
@@ -75,6 +80,10 @@ func keeps(b *testing.B, d blockdev.Device, count *blockdev.Counters, size strin
 	}
 	want := float64(l.IOPS)
 	got, reads := rate(moreRequests, requests)
+	if l == (blockdev.Limits{}) {
+		b.Logf("requests of %-4s without a limit: %.0f a second", size, got)
+		return 0
+	}
 	if l.Bandwidth > 0 {
 		want = float64(l.Bandwidth)
 		got, reads = rate(moreBytes, bytes)

@@ -11,7 +11,6 @@ import (
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 )
 
-
 func limited(t *testing.T, l blockdev.Limits, noRing bool) *kernel {
 	t.Helper()
 	return newKernelWith(t, rawFile(t, 1<<20, 512), 32, noRing, func(s *session) { s.setLimits(l) })

@@ -104,7 +104,7 @@ func newEngine(s *session, noRing bool) (_ *engine, err error) {
 		return nil, err
 	}
 	e.makeRequests()
-	e.hold.make(s.depth, e.waker.Wake)
+	e.hold.make(s.depth)
 	e.pulse.tid = unix.Gettid()
 	e.slow = newSlowPool(s, e.reqs, e.waker, noRing)
 	return e, nil
@@ -146,7 +146,6 @@ func (e *engine) close() {
 	if e.ring != nil {
 		_ = e.ring.Close()
 	}
-	e.hold.alarm.close()
 	if e.waker != nil {
 		_ = e.waker.Close()
 	}
@@ -203,12 +202,17 @@ func (e *engine) run() error {
 	}
 }
 
-// wait submits what is queued and waits for that many completions.
+// wait submits what is queued and waits for that many completions, or until
+// something held is due.
 func (e *engine) wait(n uint32) error {
-	if e.ring == nil {
-		return e.waitPoll(n)
+	var most time.Duration
+	if e.end == nil {
+		most = e.hold.patience()
 	}
-	return e.ring.Enter(n)
+	if e.ring == nil {
+		return e.waitPoll(n, most)
+	}
+	return e.ring.EnterFor(n, most)
 }
 
 // collect takes what has completed.
@@ -227,7 +231,7 @@ func (e *engine) collect() {
 // patience says how many completions to wait for: none if there is something
 // to do first. It is asked after waker.Sleep.
 func (e *engine) patience() uint32 {
-	if e.slow.ready() || e.stop.Load() && e.end == nil || e.end == nil && e.isDue() {
+	if e.slow.ready() || e.stop.Load() && e.end == nil {
 		return 0
 	}
 	// Submitting replies completes nothing, but makes room for more requests,

@@ -1,7 +1,6 @@
 package fuseloop
 
 import (
-	"sync"
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
@@ -13,7 +12,7 @@ import (
 // begin yet (delayed, delay.go). Both keep their places among the engine's
 // requests, and both are left to the next server when this one ends.
 
-// held is the engine's thread's own, but for shown and the inside of the alarm.
+// held is the engine's thread's own, but for shown.
 type held struct {
 	paused  []int32       // by arrival
 	probe   int32         // the paused request that is being tried, or none
@@ -26,13 +25,11 @@ type held struct {
 	shaper  limit.Shaper
 
 	origin time.Time // of the engine's clock
-	alarm  alarm
 }
 
-func (h *held) make(depth int, wake func()) {
+func (h *held) make(depth int) {
 	h.paused, h.delayed = make([]int32, 0, depth), make([]int32, 0, depth)
 	h.probe, h.origin = none, time.Now()
-	h.alarm.make(wake)
 }
 
 // any reports whether a request is held.
@@ -53,31 +50,26 @@ func (h *held) due(now time.Duration) (at time.Duration) {
 	return at
 }
 
-// tend lets go on what is due, and sees to the next wake-up.
+// patience is how long the engine may wait; 0: as long as it takes.
+func (h *held) patience() time.Duration {
+	if !h.any() {
+		return 0
+	}
+	now := h.clock()
+	if at := h.due(now); at > 0 {
+		return max(at-now, 1)
+	}
+	return 0
+}
+
+// tend lets go on what is due.
 func (e *engine) tend() {
 	h := &e.hold
 	now := h.clock()
-	if now >= h.alarm.at {
-		h.alarm.at = 0
-	}
 	e.letBegin(now)
 	if len(h.paused) > 0 && h.probe == none && now >= h.retry {
 		e.tryPaused(now)
 	}
-	if at := h.due(now); at > 0 {
-		h.alarm.set(at, now)
-	}
-}
-
-// isDue reports whether tend has something to do. It is asked after
-// waker.Sleep: an alarm before that has woken nobody.
-func (e *engine) isDue() bool {
-	if !e.hold.any() {
-		return false
-	}
-	now := e.hold.clock()
-	at := e.hold.due(now)
-	return at > 0 && at <= now
 }
 
 // leave forgets the requests held. They have not been answered: if the device
@@ -91,40 +83,4 @@ func (e *engine) leave() {
 		e.free(i)
 	}
 	h.paused, h.delayed = h.paused[:0], h.delayed[:0]
-}
-
-// alarm wakes the engine at a time.
-type alarm struct {
-	mu    sync.Mutex // over a wake-up: none may come once the waker is closed
-	ended bool
-	timer *time.Timer
-	at    time.Duration // what it is set to; 0: nothing
-}
-
-func (a *alarm) make(wake func()) {
-	a.timer = time.AfterFunc(time.Hour, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if !a.ended {
-			wake()
-		}
-	})
-	a.timer.Stop()
-}
-
-func (a *alarm) set(at, now time.Duration) {
-	if a.at != at {
-		a.at = at
-		a.timer.Reset(max(at-now, 0))
-	}
-}
-
-func (a *alarm) close() {
-	if a.timer == nil {
-		return
-	}
-	a.timer.Stop()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.ended = true
 }

@@ -3,6 +3,7 @@ package fuseloop
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,14 +12,17 @@ import (
 // and replies by plain calls, and all I/O goes through the slow goroutines,
 // which block.
 
-func (e *engine) waitPoll(n uint32) error {
+func (e *engine) waitPoll(n uint32, most time.Duration) error {
 	e.poll = [2]unix.PollFd{{Fd: int32(e.s.fd), Events: unix.POLLIN}, {Fd: int32(e.waker.FD()), Events: unix.POLLIN}}
 	if e.end != nil || !e.canRead() {
 		e.poll[0].Fd = -1 // ignored
 	}
 	timeout := -1
-	if n == 0 {
+	switch {
+	case n == 0:
 		timeout = 0
+	case most > 0:
+		timeout = int((most + time.Millisecond - 1) / time.Millisecond)
 	}
 	_, err := unix.Poll(e.poll[:], timeout)
 	if err != nil && !errors.Is(err, unix.EINTR) {

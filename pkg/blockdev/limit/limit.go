@@ -12,7 +12,7 @@ import (
 
 // slack is what may be used ahead in any case: wake-ups come late by some
 // milliseconds, and what was not used meanwhile must not be lost.
-const slack = 20 * time.Millisecond
+const slack = 50 * time.Millisecond
 
 // Shaper keeps two token buckets, for requests and for bytes. The zero value
 // lets everything pass.
