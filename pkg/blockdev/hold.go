@@ -17,6 +17,9 @@ func (p Pause) On() bool { return !p.Since.IsZero() }
 type Pauser interface {
 	// Paused waits for nobody.
 	Paused() Pause
+	// SetPause changes what Config.Pause and PauseLimit have said. What waits
+	// and may no longer do so fails.
+	SetPause(on bool, limit time.Duration)
 }
 
 // Prober is an Image that can say more cheaply than by a write that fails

@@ -72,7 +72,7 @@ func TestCreateVolumeRefuses(t *testing.T) {
 		{"unknown parameter", codes.InvalidArgument, func(r R) { r.Parameters = map[string]string{"x": "y"} }},
 		{"unknown pool", codes.InvalidArgument, func(r R) { r.Parameters = map[string]string{"pool": "nope"} }},
 		{"two filesystems", codes.InvalidArgument, func(r R) { r.Parameters = map[string]string{"fsType": "ext4"} }},
-		{"mutable parameters", codes.InvalidArgument, func(r R) { r.MutableParameters = map[string]string{"iops": "1"} }},
+		{"mutable parameters", codes.InvalidArgument, func(r R) { r.MutableParameters = map[string]string{"iops": "1", "bandwidth": "-1"} }},
 		{"content source of no kind", codes.InvalidArgument, func(r R) { r.VolumeContentSource = &csi.VolumeContentSource{} }},
 		{"content source without an id", codes.InvalidArgument, func(r R) {
 			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{

@@ -40,8 +40,9 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	if err != nil {
 		return pool.Spec{}, err
 	}
-	if len(r.GetMutableParameters()) > 0 {
-		return pool.Spec{}, fmt.Errorf("%w: mutable_parameters: there is none that this driver could change", errInvalid)
+	change, err := parseMutable(r.GetMutableParameters())
+	if err != nil {
+		return pool.Spec{}, err
 	}
 	p, err := s.pool(c.pool)
 	if err != nil {
@@ -59,9 +60,11 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	if err != nil {
 		return pool.Spec{}, err
 	}
-	return pool.Spec{
+	spec := pool.Spec{
 		Name: r.GetName(), Size: size.need, Limit: size.limit, Pool: p.Name, Params: c.params, Source: pool.Source{Mode: c.cloneMode},
-	}, nil
+	}
+	spec.Limits, spec.OnFull = change.Apply(pool.Limits{}, pool.OnFullDefault)
+	return spec, nil
 }
 
 // defaultSector is the logical sector size of a volume whose class names none.
@@ -133,8 +136,12 @@ func fits(v pool.Volume, r *csi.ValidateVolumeCapabilitiesRequest) error {
 	if err != nil {
 		return err
 	}
-	if len(r.GetMutableParameters()) > 0 {
-		return fmt.Errorf("%w: mutable_parameters: there are none", errInvalid)
+	change, err := parseMutable(r.GetMutableParameters())
+	if err != nil {
+		return err
+	}
+	if l, o := change.Apply(v.Limits, v.OnFull); l != v.Limits || o != v.OnFull {
+		return fmt.Errorf("the volume's limits are %+v, and on a full share it does %q", v.Limits, v.OnFull)
 	}
 	if c.pool != "" && c.pool != v.Pool {
 		return fmt.Errorf("the volume is in pool %s, not %s", v.Pool, c.pool)

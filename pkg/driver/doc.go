@@ -24,4 +24,5 @@
 //	         share never looks like a dead plugin.
 //	I-DRV-7  No secret and no credential reaches the log or an error message.
 //	I-DRV-8  A capability is advertised if and only if its calls are implemented.
+//	I-DRV-9  A change of a volume is read whole before any of it is made.
 package driver

@@ -23,6 +23,7 @@ type Volumes interface {
 	Volume(ctx context.Context, id string) (pool.Volume, error)
 	List(ctx context.Context, token string, max int) ([]pool.Volume, string, error)
 	Resize(ctx context.Context, id string, size int64) (pool.Volume, error)
+	Modify(ctx context.Context, id string, c pool.Change) (pool.Volume, error)
 }
 
 // Attachments records which node may stage a volume. *[pool.Set] has it.
@@ -69,6 +70,9 @@ type Controller struct {
 	Untended func(volume string)
 	// Pools of the process; the first is the default.
 	Pools []Pool
+	// Follower is told of volumes that have been modified. Nil: who serves
+	// one sees it when it does so the next time.
+	Follower Follower
 }
 
 // NodeService is what the node service stands on.

@@ -55,6 +55,8 @@ var rules = []rule{
 	// These say that something is left running or half done, whatever else
 	// they wrap.
 	{err: node.ErrPending, code: codes.Aborted},
+	{err: node.ErrPaused, code: codes.Aborted},
+	{err: blockdev.ErrPaused, code: codes.Aborted},
 	{err: node.ErrUnserved, code: codes.Unavailable},
 	{err: node.ErrNoKeeper, code: codes.Unavailable},
 	{err: node.ErrStuck, code: codes.Aborted},
@@ -96,6 +98,7 @@ var rules = []rule{
 	{err: node.ErrIncompatible, code: codes.AlreadyExists},
 	{err: node.ErrNotStaged, code: codes.FailedPrecondition},
 	{err: node.ErrNotAttached, code: codes.FailedPrecondition},
+	{err: node.ErrCannotPause, code: codes.FailedPrecondition},
 	{err: node.ErrNoFilesystem, code: codes.FailedPrecondition},
 	{err: node.ErrFormat, code: codes.FailedPrecondition},
 	{err: node.ErrBusy, code: codes.FailedPrecondition},

@@ -118,6 +118,26 @@ func (f *fake) Resize(ctx context.Context, id string, size int64) (pool.Volume, 
 	return v, f.did(ctx, resize{id, size})
 }
 
+type modified struct {
+	ID     string
+	Change pool.Change
+}
+
+func (f *fake) Modify(ctx context.Context, id string, c pool.Change) (pool.Volume, error) {
+	if err := f.did(ctx, modified{id, c}); err != nil {
+		return pool.Volume{}, err
+	}
+	v, ok := f.volumes[id]
+	if !ok {
+		return v, pool.ErrNotFound
+	}
+	v.Limits, v.OnFull = c.Apply(v.Limits, v.OnFull)
+	return v, nil
+}
+
+// Follow is of Follower.
+func (f *fake) Follow(ctx context.Context, id string) error { return f.did(ctx, "follow "+id) }
+
 type attach struct {
 	ID, Node string
 	ReadOnly bool

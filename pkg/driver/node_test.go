@@ -194,10 +194,8 @@ func TestProbeAsksNobody(t *testing.T) {
 // TestCapabilitiesAreImplemented: I-DRV-8, from the side of what is not there.
 func TestCapabilitiesAreImplemented(t *testing.T) {
 	conn := serve(t, newFake())
-	c, n := csi.NewControllerClient(conn), csi.NewNodeClient(conn)
-	_, err := c.ControllerModifyVolume(t.Context(), &csi.ControllerModifyVolumeRequest{VolumeId: "a"})
-	wantCode(t, err, codes.Unimplemented)
-	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: "a"})
+	n := csi.NewNodeClient(conn)
+	_, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: "a"})
 	wantCode(t, err, codes.Unimplemented)
 }
 

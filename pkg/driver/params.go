@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
@@ -50,6 +51,8 @@ func Parameters() []Parameter {
 		{"logSize", "whole Mi from 1Mi to 256Mi; default 1Mi", setLogSize},
 		{"logicalSectorSize", "512 or 4096; default 512", setSectorSize},
 		{"mkfsOptions", "options for mkfs, separated by blanks", setMkfsOptions},
+		{"onFull", onFullValues, setOnFull},
+		{"pauseLimit", "a duration from 1s, such as 30m, after which a write that waits for space fails; 0: never; default 0", setPauseLimit},
 		{"pool", "the name of a pool of the plugin; by default the first", setPool},
 		{"subformat", "dynamic or fixed; default dynamic", setSubformat},
 	}
@@ -104,6 +107,23 @@ func setCloneMode(c *class, v string) error {
 	default:
 		return fmt.Errorf("no such mode")
 	}
+	return nil
+}
+
+func setOnFull(c *class, v string) (err error) {
+	c.params.OnFull, err = parseOnFull(v)
+	return err
+}
+
+func setPauseLimit(c *class, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return fmt.Errorf("no duration")
+	}
+	if d < 0 || d%time.Second != 0 {
+		return fmt.Errorf("not in whole seconds")
+	}
+	c.params.PauseLimit = int64(d / time.Second)
 	return nil
 }
 

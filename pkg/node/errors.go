@@ -34,6 +34,12 @@ var (
 	ErrReadOnlyRemount = errors.New("filesystem has become read-only")
 	// ErrSingleWriter: the volume may have one target only, and has it.
 	ErrSingleWriter = errors.New("volume is published to another target")
+	// ErrPaused: writes of the volume wait for space on its share. It can be
+	// neither synced nor taken down before there is some. Not final.
+	ErrPaused = errors.New("volume is paused: the share is full")
+	// ErrCannotPause: the volume shall pause when the share is full, and that is
+	// not possible there.
+	ErrCannotPause = errors.New("writes cannot wait for space")
 	// ErrUnserved: the volume's device waits for its server since the death of
 	// an earlier process. No request has failed; it is tried again. Not final.
 	ErrUnserved = errors.New("device waits for its server")

@@ -36,6 +36,9 @@ func (m *Manager) expand(ctx context.Context, v *volume) (int64, error) {
 	if err := v.usable(); err != nil {
 		return 0, err
 	}
+	if err := v.goingOn(); err != nil {
+		return 0, err
+	}
 	if v.entry.ReadOnly {
 		return 0, fmt.Errorf("%w: staged read-only", ErrIncompatible)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/keeper"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
@@ -129,14 +130,17 @@ func (m *Manager) keep(ctx context.Context, v *volume, device []byte, files []*o
 
 // keepConfig is how the device of v is attached: with a keeper so that it
 // outlives this process.
-func (m *Manager) keepConfig(ctx context.Context, v *volume) blockdev.Config {
+func (m *Manager) keepConfig(ctx context.Context, v *volume, rec pool.Volume) (blockdev.Config, error) {
 	c := blockdev.Config{ID: v.entry.Volume, Image: v.image, Count: v.count}
+	if err := m.settings(ctx, &c, rec); err != nil {
+		return c, err
+	}
 	if m.cfg.Keeper != nil {
 		c.Keep = func(meta []byte, files ...*os.File) error {
 			return m.keep(context.WithoutCancel(ctx), v, meta, files)
 		}
 	}
-	return c
+	return c, nil
 }
 
 // kept is what an earlier process has left at the keeper for one volume.

@@ -40,7 +40,8 @@ func (m *Manager) resumable(e entry) bool {
 // [lost] says that it is in vain.
 func (m *Manager) resume(ctx context.Context, v *volume) error {
 	e := v.entry
-	if _, err := m.attached(ctx, e.Volume, e.ReadOnly); err != nil {
+	rec, err := m.attached(ctx, e.Volume, e.ReadOnly)
+	if err != nil {
 		return err
 	}
 	k, err := m.claim(ctx, e.Volume)
@@ -54,7 +55,12 @@ func (m *Manager) resume(ctx context.Context, v *volume) error {
 	}
 	m.step("reopened")
 	count := new(blockdev.Counters)
-	dev, err := m.takeDevice(ctx, e, im, count, k)
+	c := blockdev.Config{ID: e.Volume, Image: im, Count: count}
+	if err := m.settings(ctx, &c, rec); err != nil {
+		// Whoever uses it is not to lose it for that.
+		klog.FromContext(ctx).Error(err, "Writes will fail when the share is full", "volume", e.Volume)
+	}
+	dev, err := m.takeDevice(ctx, e, im, c, k)
 	if err != nil {
 		return errors.Join(err, im.Close(), k.close())
 	}
@@ -67,14 +73,14 @@ func (m *Manager) resume(ctx context.Context, v *volume) error {
 }
 
 // takeDevice serves the entry's device with the image.
-func (m *Manager) takeDevice(ctx context.Context, e entry, im image, count *blockdev.Counters, k *kept) (blockdev.Device, error) {
+func (m *Manager) takeDevice(ctx context.Context, e entry, im image, c blockdev.Config, k *kept) (blockdev.Device, error) {
 	if k.meta.FileWriteGUID != "" && im.Info().FileWriteGUID != k.meta.FileWriteGUID {
 		return nil, fmt.Errorf("FileWriteGuid is %s, was %s: %w", im.Info().FileWriteGUID, k.meta.FileWriteGUID, vhdx.ErrTakenOver)
 	}
 	resumer := m.cfg.Attacher.(blockdev.Resumer)
 	files := k.files
 	k.files = nil // the backend's from now on
-	dev, err := resumer.Resume(m.tools.hold(ctx), blockdev.Config{ID: e.Volume, Image: im, Count: count}, k.meta.Device, files)
+	dev, err := resumer.Resume(m.tools.hold(ctx), c, k.meta.Device, files)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,14 @@ func (m *Manager) shut(ctx context.Context, v *volume) error {
 	var err error
 	if !v.entry.Block {
 		if mounted, merr := m.mountedStaging(v); merr == nil {
-			_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
+			err = m.whileGoingOn(ctx, v, func(ctx context.Context) error {
+				_, err := m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, mounted)
+				return err
+			})
+		}
+		if errors.Is(err, ErrPaused) {
+			klog.FromContext(ctx).Info("Left as it is", "volume", id, "reason", err.Error())
+			err = nil // what waits is the next process's
 		}
 	}
 	if v.life != nil && v.life.generation > 0 {

@@ -150,7 +150,7 @@ func (m *Manager) bringUp(ctx context.Context, v *volume) error {
 			return err
 		}
 	}
-	if err := m.attach(ctx, v); err != nil {
+	if err := m.attach(ctx, v, rec); err != nil {
 		return err
 	}
 	if v.entry.Block {
@@ -168,9 +168,13 @@ func (m *Manager) useRaw(ctx context.Context, v *volume, rec pool.Volume) error 
 	return m.cfg.Volumes.SetUse(ctx, v.entry.Volume, pool.UseMounted)
 }
 
-func (m *Manager) attach(ctx context.Context, v *volume) error {
+func (m *Manager) attach(ctx context.Context, v *volume, rec pool.Volume) error {
 	m.change(func() { v.count = new(blockdev.Counters) })
-	dev, err := m.cfg.Attacher.Attach(m.tools.hold(ctx), m.keepConfig(ctx, v))
+	c, err := m.keepConfig(ctx, v, rec)
+	if err != nil {
+		return err
+	}
+	dev, err := m.cfg.Attacher.Attach(m.tools.hold(ctx), c)
 	if err != nil {
 		return fmt.Errorf("attach device: %w", err)
 	}

@@ -24,6 +24,8 @@ const (
 	StateQuarantined State = "quarantined"
 	// StatePoisoned: its device is served, but the image takes no write any more.
 	StatePoisoned State = "poisoned"
+	// StatePaused: its device is served, but writes wait for space on the share.
+	StatePaused State = "paused"
 	// StateDead: its device has failed, or can never be served again.
 	StateDead State = "dead"
 	// StateLeft: something of it is left that could not be taken down.
@@ -31,7 +33,7 @@ const (
 )
 
 // States are all of them.
-var States = []State{StateServing, StateChanging, StateWaiting, StateQuarantined, StatePoisoned, StateDead, StateLeft}
+var States = []State{StateServing, StateChanging, StateWaiting, StateQuarantined, StatePoisoned, StatePaused, StateDead, StateLeft}
 
 // Status is how a volume of this node is.
 type Status struct {
@@ -39,6 +41,8 @@ type Status struct {
 	State    State
 	// Err says why, unless it is served or changing.
 	Err error
+	// Paused since when, and how many requests.
+	Paused blockdev.Pause
 	// Count of what its device has done; nil: it has none here.
 	Count *blockdev.Counters
 }
@@ -55,6 +59,7 @@ func (m *Manager) Volumes() []Status {
 			s.Count = v.count
 		}
 		s.State, s.Err = v.state(m.busy[id])
+		s.Paused = v.paused()
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.VolumeID, b.VolumeID) })
@@ -69,6 +74,9 @@ func (v *volume) state(busy bool) (State, error) {
 	case v.up():
 		if p, ok := v.image.(interface{ Poisoned() error }); ok && p.Poisoned() != nil {
 			return StatePoisoned, p.Poisoned()
+		}
+		if err := v.goingOn(); err != nil {
+			return StatePaused, err
 		}
 		return StateServing, nil
 	case errors.Is(v.waiting, ErrQuarantined):

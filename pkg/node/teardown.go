@@ -26,9 +26,12 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	if err := m.unfreeze(ctx, v); err != nil {
 		return err
 	}
+	if err := m.drainFilesystem(ctx, v); err != nil {
+		return err
+	}
 	m.change(func() { v.staged = false })
 	for _, path := range slices.Backward(v.entry.Staging) {
-		if err := m.unmountOwn(ctx, v.entry, path, 0); err != nil {
+		if err := m.whileGoingOn(ctx, v, func(ctx context.Context) error { return m.unmountOwn(ctx, v.entry, path, 0) }); err != nil {
 			return err
 		}
 	}
@@ -92,6 +95,8 @@ func (m *Manager) bounded(ctx context.Context, remove func(context.Context) erro
 	defer cancel()
 	err := remove(m.tools.hold(ctx))
 	switch {
+	case errors.Is(err, blockdev.ErrPaused):
+		return fmt.Errorf("%w: %w", ErrPaused, err)
 	case errors.Is(err, blockdev.ErrBusy):
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, helper.ErrDeadline):

@@ -50,7 +50,7 @@ func (p *Pool) complete(spec Spec) (Spec, error) {
 	if spec.Name == "" || len(spec.Name) > MaxName {
 		return spec, fmt.Errorf("volume name of %d bytes: %w: 1 to %d", len(spec.Name), ErrInvalid, MaxName)
 	}
-	if f := spec.Params.fault(); f != "" {
+	if f := cmp.Or(spec.Params.fault(), spec.Limits.fault(), spec.OnFull.fault()); f != "" {
 		return spec, fmt.Errorf("volume %q: %w: %s", spec.Name, ErrInvalid, f)
 	}
 	if err := p.completeSource(&spec); err != nil {

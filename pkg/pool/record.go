@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -59,6 +60,8 @@ type stored struct {
 	Retired     bool         `json:"retired,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Created     time.Time    `json:"created"`
+	Limits      *Limits      `json:"limits,omitempty"`
+	OnFull      OnFull       `json:"onFull,omitempty"` // "": what Params say
 	// Deleting is the first phase of deletion: the volume is gone for
 	// everybody but those who finish that.
 	Deleting bool `json:"deleting,omitempty"`
@@ -79,6 +82,8 @@ func newRecord(p *Pool, spec Spec) *record {
 		Created:   time.Now().UTC().Truncate(time.Millisecond),
 		Revision:  1,
 	}}
+	r.setLimits(spec.Limits)
+	r.OnFull = spec.OnFull
 	if utf8.ValidString(spec.Name) {
 		r.Name = spec.Name
 	} else {
@@ -139,7 +144,7 @@ func (r *record) fault(pool string, h hash) string {
 			return "an attachment without a proper node"
 		}
 	}
-	return r.Params.fault()
+	return cmp.Or(r.limits().fault(), r.OnFull.fault(), r.Params.fault())
 }
 
 func (u Use) valid() bool { return u == UseNever || u == UseFormatting || u == UseMounted }
@@ -157,8 +162,10 @@ func (p Params) fault() string {
 		return "filesystem type is too long"
 	case len(p.MkfsOptions) > maxMkfsOptions:
 		return "mkfs options are too long"
+	case p.PauseLimit < 0:
+		return fmt.Sprintf("pause limit %d is negative", p.PauseLimit)
 	}
-	return ""
+	return p.OnFull.fault()
 }
 
 func (p Params) sector() int64 {
@@ -217,7 +224,7 @@ func (p *Pool) volume(r *record) Volume {
 	return Volume{
 		ID: r.ID, Name: r.name(), Pool: p.name, Size: r.Size, Params: r.Params,
 		Use: r.Use, FSType: r.FSType, Created: r.Created, Attachments: r.Attachments,
-		Layers: r.depth() - 1,
-		Image:  path.Join(p.tree.Name(), imagePath(r.Image)),
+		Limits: r.limits(), OnFull: r.onFull(), Layers: r.depth() - 1,
+		Image: path.Join(p.tree.Name(), imagePath(r.Image)),
 	}
 }

@@ -14,6 +14,8 @@ type Spec struct {
 	Params Params
 	// Source is what the volume begins with. Zero: nothing.
 	Source Source
+	Limits Limits
+	OnFull OnFull // over what Params say
 }
 
 // Params are what the image and its filesystem are made with. Zero: default.
@@ -24,6 +26,10 @@ type Params struct {
 	LogicalSectorSize int    `json:"logicalSectorSize,omitempty"`
 	FSType            string `json:"fsType,omitempty"`
 	MkfsOptions       string `json:"mkfsOptions,omitempty"`
+	OnFull            OnFull `json:"onFull,omitempty"`
+	// PauseLimit is how many seconds a write waits for space at most; 0: as
+	// long as it takes.
+	PauseLimit int64 `json:"pauseLimit,omitempty"`
 }
 
 // Use says how far a volume has come towards holding data. It only ever moves
@@ -47,6 +53,8 @@ type Volume struct {
 	Use     Use
 	FSType  string // what it was formatted with; "" before
 	Created time.Time
+	Limits  Limits
+	OnFull  OnFull // what holds now
 	// Attachments in the order they were made.
 	Attachments []Attachment
 	// Layers is how many images lie below the one that is written.

@@ -46,7 +46,7 @@ func (e *engine) pauses(i int32) bool {
 	if h.probe == i {
 		h.probe = none
 	}
-	if !e.s.pause || !r.changes() || !noSpace(r.errno) {
+	if !e.s.pause.Load() || !r.changes() || !noSpace(r.errno) {
 		e.unpaused(i)
 		return false
 	}
@@ -101,7 +101,7 @@ func (e *engine) showPause(errno syscall.Errno) {
 // by a slow goroutine, for asking for space may wait for the storage.
 func (e *engine) tryPaused(now time.Duration) {
 	h := &e.hold
-	for limit := e.s.pauseLimit; limit > 0 && len(h.paused) > 0 && now-e.reqs[h.paused[0]].pausedAt >= limit; {
+	for len(h.paused) > 0 && e.s.pausedEnough(now-e.reqs[h.paused[0]].pausedAt) {
 		i := e.nextPaused()
 		e.unpaused(i)
 		e.finish(i)
@@ -199,6 +199,26 @@ func (d *Device) Paused() blockdev.Pause {
 	return blockdev.Pause{
 		Since: time.Unix(0, since), Reason: syscall.Errno(shown.errno.Load()), Waiting: int(shown.waiting.Load()),
 	}
+}
+
+// SetPause changes what becomes of changes without space.
+func (d *Device) SetPause(on bool, limit time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.srv != nil {
+		d.srv.s.setPause(on, limit)
+	}
+}
+
+func (s *session) setPause(on bool, limit time.Duration) {
+	s.pause.Store(on)
+	s.pauseLimit.Store(int64(limit))
+}
+
+// pausedEnough reports whether a change that has waited for so long has to fail.
+func (s *session) pausedEnough(d time.Duration) bool {
+	limit := time.Duration(s.pauseLimit.Load())
+	return !s.pause.Load() || limit > 0 && d >= limit
 }
 
 // unlessPaused gives a context that ends, with the reason, when writes begin

@@ -53,7 +53,7 @@ func (im *fullImage) Poisoned() error {
 // pausing is a kernel before an engine that pauses.
 func pausing(t *testing.T, im *fullImage, noRing bool, limit time.Duration) *kernel {
 	t.Helper()
-	k := newKernelWith(t, im, 128, noRing, func(s *session) { s.pause, s.pauseLimit = true, limit })
+	k := newKernelWith(t, im, 128, noRing, func(s *session) { s.setPause(true, limit) })
 	return k
 }
 
@@ -175,6 +175,24 @@ func TestPauseLimit(t *testing.T) {
 	}
 }
 
+// Told not to pause any more, the device fails what waits.
+func TestPauseIsSwitchedOff(t *testing.T) {
+	im := newFullImage(unix.ENOSPC)
+	k := pausing(t, im, false, 0)
+	im.full.Store(true)
+	for i := range int64(10) {
+		k.send(w.OpWrite, rw(i*4096, 4096), make([]byte, 4096))
+	}
+	k.awaitPaused(10)
+	k.s.setPause(false, 0)
+	for range 10 {
+		if h, _ := k.reply(); h.Error != -int32(unix.ENOSPC) {
+			t.Fatalf("reply %+v", h)
+		}
+	}
+	k.awaitPaused(0)
+}
+
 // An image that takes no writes any more, for want of space, ends the pause: no
 // space would help.
 func TestPoisonEndsThePause(t *testing.T) {
@@ -220,7 +238,7 @@ func TestOrderInAPause(t *testing.T) {
 	im := rawFile(t, 64<<10, 4096)
 	var full atomic.Bool
 	full.Store(true)
-	k := newKernelWith(t, &narrowFull{im, &full}, 16, false, func(s *session) { s.pause = true })
+	k := newKernelWith(t, &narrowFull{im, &full}, 16, false, func(s *session) { s.setPause(true, 0) })
 	narrow := k.send(w.OpWrite, rw(512, 512), bytes.Repeat([]byte{1}, 512))
 	k.awaitPaused(1)
 	whole := k.send(w.OpWrite, rw(0, 4096), bytes.Repeat([]byte{2}, 4096))

@@ -37,8 +37,8 @@ type session struct {
 	sector     int
 	readOnly   bool
 	count      *blockdev.Counters
-	pause      bool // see blockdev.Config
-	pauseLimit time.Duration
+	pause      atomic.Bool  // see blockdev.Config
+	pauseLimit atomic.Int64 // ns
 	spills     *spills
 	limits     atomic.Pointer[blockdev.Limits] // nil: none
 	crashing   func()                          // called when serving panics; see Options.Crashing
@@ -68,7 +68,8 @@ func newSession(fd int, name string, depth int, image blockdev.Image) *session {
 
 // configure takes over what the caller of Attach or Resume wants.
 func (s *session) configure(c blockdev.Config, o *spills) {
-	s.count, s.pause, s.pauseLimit, s.spills = c.Count, c.Pause, c.PauseLimit, o
+	s.count, s.spills = c.Count, o
+	s.setPause(c.Pause, c.PauseLimit)
 	s.setLimits(c.Limits)
 }
 
