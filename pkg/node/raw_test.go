@@ -238,6 +238,7 @@ func (im *rawImage) Blank() (bool, error) {
 type loopAttacher struct {
 	vols *rawVolumes
 	busy bool // Detach and Teardown answer ErrBusy
+	last blockdev.Config
 }
 
 func (a *loopAttacher) Name() string { return "loop on a plain file" }
@@ -246,6 +247,7 @@ func (a *loopAttacher) Attach(_ context.Context, c blockdev.Config) (blockdev.De
 	if err := a.vols.failure("Attach"); err != nil {
 		return nil, err
 	}
+	a.last = c
 	im := c.Image.(*rawImage)
 	path, err := loopdev.Attach(loopdev.Config{
 		File: im.File, BlockSize: im.sector, ReadOnly: im.readOnly, Tag: filepath.Base(im.Name())})

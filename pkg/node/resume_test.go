@@ -20,7 +20,12 @@ import (
 // newKeptRig is a rig with all parts real and a keeper: this process.
 func newKeptRig(t *testing.T, spec pool.Spec) *rig {
 	t.Helper()
-	r := newRealRig(t, spec)
+	return newKeptRigOn(t, spec, func(string) {})
+}
+
+func newKeptRigOn(t *testing.T, spec pool.Spec, prepare func(dir string)) *rig {
+	t.Helper()
+	r := newRealRigOn(t, spec, prepare)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- keeper.Serve(ctx, keeper.Options{Socket: r.path("keeper.sock")}) }()

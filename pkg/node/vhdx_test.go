@@ -62,7 +62,14 @@ func (p *realParts) open(r *rig) (*Manager, error) {
 // newRealRig is a rig with a volume whose parts are all real.
 func newRealRig(t *testing.T, spec pool.Spec) *rig {
 	t.Helper()
+	return newRealRigOn(t, spec, func(string) {})
+}
+
+// newRealRigOn is newRealRig on a pool's directory that is prepared first.
+func newRealRigOn(t *testing.T, spec pool.Spec, prepare func(dir string)) *rig {
+	t.Helper()
 	r := newRig(t)
+	prepare(r.path("real-pool"))
 	var err error
 	if r.real, err = newRealParts(r.dir); err != nil {
 		t.Fatal(err)
