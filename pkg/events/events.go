@@ -16,6 +16,7 @@ type Reason string
 const (
 	VolumeWaiting     Reason = "VolumeWaiting"
 	VolumeQuarantined Reason = "VolumeQuarantined"
+	VolumePaused      Reason = "VolumePaused"
 	VolumeReadOnly    Reason = "VolumeTakesNoWrites"
 	VolumeDead        Reason = "VolumeDeviceLost"
 	VolumeServed      Reason = "VolumeServedAgain"
@@ -33,7 +34,7 @@ const (
 
 // Reasons are all of them.
 var Reasons = []Reason{
-	VolumeWaiting, VolumeQuarantined, VolumeReadOnly, VolumeDead, VolumeServed, ImageCorrupt,
+	VolumeWaiting, VolumeQuarantined, VolumePaused, VolumeReadOnly, VolumeDead, VolumeServed, ImageCorrupt,
 	WorkerReplaced, KeeperGone, KeeperBack, KeeperIncomplete,
 	PoolNotAnswering, PoolAnswering, PoolNearlyFull, PoolFull, PoolHasRoom,
 }

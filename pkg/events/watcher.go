@@ -68,7 +68,7 @@ func (w *Watcher) Volumes(now time.Time, all []node.Status) (out []Event) {
 
 func bad(s node.State) bool {
 	switch s {
-	case node.StateWaiting, node.StateQuarantined, node.StatePoisoned, node.StateDead:
+	case node.StateWaiting, node.StateQuarantined, node.StatePoisoned, node.StatePaused, node.StateDead:
 		return true
 	}
 	return false
@@ -81,6 +81,9 @@ func notWell(v node.Status) Event {
 	case v.State == node.StateQuarantined:
 		e.Reason = VolumeQuarantined
 		e.Message = fmt.Sprintf("Volume %s has killed its server three times and is not served; its requests wait. %v", v.VolumeID, v.Err)
+	case v.State == node.StatePaused:
+		e.Reason = VolumePaused
+		e.Message = fmt.Sprintf("The share of volume %s is full. Its writes wait, none has failed, and go on within a second once there is room: %v", v.VolumeID, v.Err)
 	case v.State == node.StatePoisoned:
 		e.Reason = VolumeReadOnly
 		e.Message = fmt.Sprintf("Volume %s takes no writes any more. End its pods; it can be staged again when the storage is well: %v", v.VolumeID, v.Err)
@@ -203,7 +206,7 @@ func poolEvent(r Reason, f pool.Figures) Event {
 	case PoolNotAnswering:
 		e.Message = fmt.Sprintf("The share of pool %s does not answer; I/O of its volumes waits: %v", f.Pool, f.Err)
 	case PoolFull:
-		e.Message = fmt.Sprintf("Pool %s is full: %s, %d MiB are reserved. Writes to its volumes are about to fail: make room or grow the share.", f.Pool, space, f.Reserve>>20)
+		e.Message = fmt.Sprintf("Pool %s is full: %s, %d MiB are reserved. Writes to its volumes are about to wait, or fail (onFull): make room or grow the share.", f.Pool, space, f.Reserve>>20)
 	case PoolNearlyFull:
 		e.Message = fmt.Sprintf("Pool %s is nearly full: %s.", f.Pool, space)
 	default:

@@ -50,6 +50,9 @@ func TestWatcherOfVolumes(t *testing.T) {
 		{time.Second, node.StateQuarantined, errMade, nil},
 		{time.Second, node.StateServing, nil, []string{"VolumeServedAgain v"}},
 		{time.Second, node.StateServing, nil, nil},
+		{time.Second, node.StatePaused, errMade, []string{"VolumePaused v"}},
+		{time.Hour, node.StatePaused, errMade, nil},
+		{time.Second, node.StateServing, nil, []string{"VolumeServedAgain v"}},
 		{time.Second, node.StatePoisoned, errMade, []string{"VolumeTakesNoWrites v"}},
 		{time.Second, node.StatePoisoned, errMade, nil},
 		{time.Second, node.StateChanging, nil, nil}, // it is staged anew

@@ -49,7 +49,7 @@ func tallies(int) *atomic.Uint64 { return new(atomic.Uint64) }
 // no other one but the runtime's and the process's.
 func TestAllMetricsAreServed(t *testing.T) {
 	m := whole(func() []node.Status {
-		return []node.Status{{VolumeID: "v", State: node.StateWaiting}, {VolumeID: "w", State: node.StateServing, Count: &blockdev.Counters{}}}
+		return []node.Status{{VolumeID: "v", State: node.StatePaused, Paused: blockdev.Pause{Since: time.Now(), Waiting: 1}}, {VolumeID: "w", State: node.StateServing, Count: &blockdev.Counters{}}}
 	})
 	families, err := m.registry.Gather()
 	if err != nil {

@@ -84,10 +84,14 @@ var (
 
 // Of a node's volumes.
 var (
-	volumes = metric("node", "volumes", Gauge, "Volumes that this node knows, by state: serving, changing (a call is at work), waiting (requests are held until there is a server again), quarantined (has killed its server three times), poisoned (takes no write since a failed sync), dead (requests fail), left (could not be taken down).",
+	volumes = metric("node", "volumes", Gauge, "Volumes that this node knows, by state: serving, changing (a call is at work), waiting (requests are held until there is a server again), quarantined (has killed its server three times), poisoned (takes no write since a failed sync), paused (writes wait for space on the share), dead (requests fail), left (could not be taken down).",
 		"Anything but serving and changing for more than a minute: volume_problem names it.", "state")
 	problem = metric("node", "volume_problem", Gauge, "1 for each volume that is neither serving nor changing.",
-		"waiting: its share. quarantined, poisoned, dead: see the Events of its PersistentVolume and the explanation of worker deaths.", "volume", "state")
+		"waiting: its share. paused: make room on it. quarantined, poisoned, dead: see the Events of its PersistentVolume and the explanation of worker deaths.", "volume", "state")
+	paused = metric("node", "volume_paused_seconds", Gauge, "How long writes of a volume have been waiting for space on its share. Not there for a volume that is not paused.",
+		"Make room on the share, or grow it: they go on within a second. Or have the volume fail with onFull: error.", "volume")
+	waiting = metric("node", "volume_paused_requests", Gauge, "How many requests of a paused volume wait.",
+		"128: its reads and flushes wait too.", "volume")
 	requests = metric("node", "volume_requests_total", Counter, "Requests that a volume's device has carried out, by kind: read, write, zero, discard, flush.", "", "volume", "kind")
 	failures = metric("node", "volume_request_errors_total", Counter, "Requests that were answered with an error.",
 		"Any: pods got I/O errors. Look at the share and at volume_problem.", "volume", "kind")

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,7 +32,7 @@ type volumeSeries struct {
 
 func newVolumes(list func() []node.Status) prometheus.Collector {
 	v := &volumeSeries{list: list, named: map[string]bool{}, rest: map[string]*blockdev.Counters{}}
-	return collector(v.collect, volumes, problem, requests, failures, bytes, flush, unnamed)
+	return collector(v.collect, volumes, problem, paused, waiting, requests, failures, bytes, flush, unnamed)
 }
 
 func (v *volumeSeries) collect(out chan<- prometheus.Metric) {
@@ -46,6 +47,10 @@ func (v *volumeSeries) collect(out chan<- prometheus.Metric) {
 		if s.State != node.StateServing && s.State != node.StateChanging && problems < MaxVolumes {
 			problems++
 			out <- problem.one(1, s.VolumeID, string(s.State))
+			if s.Paused.On() {
+				out <- paused.one(time.Since(s.Paused.Since).Seconds(), s.VolumeID)
+				out <- waiting.one(float64(s.Paused.Waiting), s.VolumeID)
+			}
 		}
 		if s.Count != nil && v.named[s.VolumeID] {
 			series(out, s.VolumeID, s.Count.Load())

@@ -204,6 +204,52 @@ func TestPausedVolumeIsToldToFail(t *testing.T) {
 	r.wantGone()
 }
 
+// The last way out, by hand: the connection is aborted, and what is left of the
+// volume can be unstaged.
+func TestForcedDetachInAPause(t *testing.T) {
+	r := newRealRigOn(t, holdSpec(), smallShare(t))
+	r.start()
+	q := r.stage(r.id, "ext4")
+	r.mustStage(q)
+	connection := fuseConnection(t)
+	r.spare(20 * mib)
+	wait := pod(t, filepath.Join(q.StagingPath, "new"), "count=60", "oflag=direct")
+	soon(t, "it is paused", func() bool { return r.state() == StatePaused })
+	dir := r.path("fusectl")
+	if err := errors.Join(os.Mkdir(dir, 0o700), unix.Mount("none", dir, "fusectl", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, connection, "abort"), []byte("1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err == nil {
+		t.Fatal("the pod did not see an error")
+	}
+	soon(t, "it is dead", func() bool { return r.state() == StateDead })
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.mustUnstage(q)
+	r.wantGone()
+}
+
+// fuseConnection is the number of the one connection that this process serves.
+func fuseConnection(t *testing.T) string {
+	t.Helper()
+	infos, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		b, _ := os.ReadFile(info)
+		if _, rest, ok := strings.Cut(string(b), "fuse_connection:"); ok {
+			return strings.Fields(rest)[0]
+		}
+	}
+	t.Skip("this kernel does not tell which connection it is")
+	return ""
+}
+
 // The device has what the record says, and follows it.
 func TestSettings(t *testing.T) {
 	r := newRig(t)
