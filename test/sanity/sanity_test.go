@@ -19,7 +19,6 @@ import (
 // allowedSkips are the cases of csi-sanity that may skip, and why. Any other
 // skip fails the test, and so does a row that nothing needs any more.
 var allowedSkips = []struct{ cases, why string }{
-	{`ModifyVolume \[Controller Server\]|volume attribute class`, "no parameter of a volume can be modified yet"},
 	{`ControllerGetVolumeHealth|ControllerListVolumeHealth|NodeGetVolumeHealth|NodeGetStorageHealth`, "health reports are not there yet"},
 	{`more volumes than the node max attach limit`, "opt-in case: this plugin knows no limit of volumes per node (max_volumes_per_node 0)"},
 }
@@ -46,6 +45,7 @@ func TestSanity(t *testing.T) {
 		c.TargetPath = filepath.Join(dir, "kubelet", "target")
 		c.StagingPath = filepath.Join(dir, "kubelet", "staging")
 		c.TestVolumeAccessType = access
+		c.TestVolumeMutableParameters = map[string]string{"iops": "100000", "bandwidth": "1Gi", "burst": "5", "onFull": "pause"}
 		ginkgo.Describe(access, func() { sanity.GinkgoTest(&c) })
 	}
 	var report types.Report
