@@ -127,6 +127,14 @@ func (m *Manager) drainFilesystem(ctx context.Context, v *volume) error {
 	return nil // what the filesystem has to say otherwise, its unmount will show
 }
 
+// unlimited takes the limits from a volume that goes, or whose server does:
+// what is to be written back is not to outlast the patience of who waits for it.
+func (v *volume) unlimited() {
+	if d, ok := v.dev.(blockdev.Limiter); ok {
+		d.SetLimits(blockdev.Limits{})
+	}
+}
+
 // ApplyLimits has a volume's device follow its record: limits, and what becomes
 // of writes when the share is full. Of a volume that is not served here nothing
 // has to follow: what serves it next reads the record.

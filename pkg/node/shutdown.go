@@ -54,6 +54,7 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 func (m *Manager) shut(ctx context.Context, v *volume) error {
 	id := v.entry.Volume
 	var err error
+	v.unlimited()
 	if !v.entry.Block {
 		if mounted, merr := m.mountedStaging(v); merr == nil {
 			err = m.whileGoingOn(ctx, v, func(ctx context.Context) error {

@@ -191,6 +191,16 @@ func notMounted(path string) error {
 	return nil
 }
 
+// tearDownInUse is tearDown of a volume that may stay as it is.
+func (m *Manager) tearDownInUse(ctx context.Context, v *volume) error {
+	v.unlimited()
+	err := m.tearDown(ctx, v)
+	if v.up() {
+		err = errors.Join(err, m.ApplyLimits(ctx, v.entry.Volume))
+	}
+	return err
+}
+
 func (m *Manager) unstage(ctx context.Context, v *volume, path string) error {
 	if len(v.entry.Staging) == 1 {
 		if v.dev != nil {
@@ -198,7 +208,7 @@ func (m *Manager) unstage(ctx context.Context, v *volume, path string) error {
 				return err
 			}
 		}
-		return m.tearDown(ctx, v)
+		return m.tearDownInUse(ctx, v)
 	}
 	t, err := readMounts()
 	if err != nil {
