@@ -30,6 +30,7 @@ networkPolicy:
 storageClasses:
   - {name: vhdx, default: true, parameters: {pool: default, csi.storage.k8s.io/fstype: xfs}, mountOptions: [noatime]}
   - {name: kept, reclaimPolicy: Retain, volumeBindingMode: Immediate}
+volumeAttributesClasses: [{name: vhdx-silver, parameters: {iops: "2000", bandwidth: 100Mi}}]
 controller: {replicas: 3, podAnnotations: {a: b}, extraArgs: [--work-timeout=1h]}
 node: {podAnnotations: {a: b}, maxUnavailable: 10%, extraArgs: [--allow-device-loss], resources: {limits: {memory: 4Gi}}}
 keeper: {podAnnotations: {a: b}}
@@ -109,6 +110,8 @@ func TestSchema(t *testing.T) {
 		`{keeper: {capabilities: [SYS_ADMIN]}}`,
 		`{keeper: {resources: {memory: 64Mi, limits: {}}}}`,
 		`{storageClasses: [{name: x, provisioner: y}]}`,
+		`{volumeAttributesClasses: [{name: x}]}`,
+		`{volumeAttributesClasses: [{name: x, parameters: {iops: 5}}]}`,
 		`{metrics: {enabled: false, serviceMonitor: {enabled: true}}}`,
 		`{tracing: {endpoint: "collector:4317"}}`,
 		`{metrics: {port: 0}}`,
@@ -172,7 +175,7 @@ func TestItemsDocumented(t *testing.T) {
 	}
 	var schema values
 	read(t, "values.schema.json", &schema)
-	for _, list := range []string{"pools", "storageClasses"} {
+	for _, list := range []string{"pools", "storageClasses", "volumeAttributesClasses"} {
 		items := schema["properties"].(values)[list].(values)["items"].(values)
 		_, section, _ := strings.Cut(string(page), "Each item of `"+list+"`:")
 		section, _, _ = strings.Cut(section, "\n## ")
