@@ -124,6 +124,14 @@
 //	I-CHAIN-9 What a child's disk gains in size reads zero: its parent's data
 //	          there is hidden, durably, before the size says so.
 //
+// Maps of frozen chains (outline*.go, changes.go):
+//
+//	I-DIFF-1 What a delta leaves out reads the same in both images; what a list
+//	         of the allocated leaves out reads zero. Either may name more.
+//	I-DIFF-2 A delta names no sector that no layer between the two holds, nor
+//	         hides. Layers that were merged count as one.
+//	I-DIFF-3 Memory is bounded by the number of images, whatever the disk's size.
+//
 // Check and repair (check*.go, repair*.go, plan.go), metadata items (items.go):
 //
 //	I-CHK-1  Check changes nothing, and agrees with Open: what opens has no

@@ -41,6 +41,9 @@ var (
 	// ErrParentRefused: the locator leaves the place where parents may be, the
 	// chain is a cycle or too deep, or the caller allows no parents.
 	ErrParentRefused = errors.New("parent is refused")
+	// ErrUnrelated: two images have no ancestor in common, so that nothing but
+	// their data says where they differ.
+	ErrUnrelated = errors.New("images have no ancestor in common")
 	// ErrJournalFull is what a [Journal] answers when a record does not fit.
 	ErrJournalFull = errors.New("volatile journal is full")
 )

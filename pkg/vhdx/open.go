@@ -181,14 +181,11 @@ func (im *Image) findRegions(at int64) error {
 // loadBAT reads the table, finds every overlap in the file and notes what
 // space is free.
 func (im *Image) loadBAT() error {
+	g, err := im.tableGeometry()
+	if err != nil {
+		return err
+	}
 	r := im.regions.bat
-	g := im.metadata.geometry(im.metadata.virtualSize)
-	if need := g.Entries() * ondisk.BATEntrySize; need > int64(r.Length) {
-		return corrupt(im.f, "region table", ondisk.RegionTable1Offset, fmt.Errorf("the BAT region has %#x bytes and a disk of %#x needs %#x", r.Length, g.VirtualSize, need))
-	}
-	if need := roundUp(g.Entries()*ondisk.BATEntrySize, ondisk.PageSize); int64(r.Offset)+need > im.fileEnd {
-		return corrupt(im.f, "BAT", int64(r.Offset), fmt.Errorf("the file of %#x bytes ends inside it", im.fileEnd))
-	}
 	layout, err := im.newLayout()
 	if err != nil {
 		return err
@@ -212,6 +209,19 @@ func (im *Image) loadBAT() error {
 		return im.checkOverlay(o, b)
 	}
 	return nil
+}
+
+// tableGeometry is that of the table, all of which is in the file.
+func (im *Image) tableGeometry() (ondisk.Geometry, error) {
+	r := im.regions.bat
+	g := im.metadata.geometry(im.metadata.virtualSize)
+	if need := g.Entries() * ondisk.BATEntrySize; need > int64(r.Length) {
+		return g, corrupt(im.f, "region table", ondisk.RegionTable1Offset, fmt.Errorf("the BAT region has %#x bytes and a disk of %#x needs %#x", r.Length, g.VirtualSize, need))
+	}
+	if need := roundUp(g.Entries()*ondisk.BATEntrySize, ondisk.PageSize); int64(r.Offset)+need > im.fileEnd {
+		return g, corrupt(im.f, "BAT", int64(r.Offset), fmt.Errorf("the file of %#x bytes ends inside it", im.fileEnd))
+	}
+	return g, nil
 }
 
 // checkOverlay refuses a log that changes payload: reads of payload would have

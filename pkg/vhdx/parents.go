@@ -32,6 +32,8 @@ type ParentPath struct {
 // maxChainDepth bounds how many images a chain may have.
 const maxChainDepth = 256
 
+var errTooDeep = fmt.Errorf("more than %d images in one chain: %w", maxChainDepth, ErrParentRefused)
+
 // ParentsIn accepts parents in the directory dir and below, whatever a locator
 // or a symbolic link says. A relative path counts from the child's directory.
 // What follows the volume, drive or share of the other two kinds of path is
@@ -166,30 +168,41 @@ func (im *Image) openChain() error {
 
 // openParent tries the locator's paths in the specification's order.
 func (im *Image) openParent() (*parentRef, error) {
-	fail := &ParentError{Child: im.name}
 	if len(im.opts.trail)+1 >= maxChainDepth {
-		fail.Err = fmt.Errorf("more than %d images in one chain: %w", maxChainDepth, ErrParentRefused)
+		return nil, &ParentError{Child: im.name, Err: errTooDeep}
+	}
+	f, fail := im.findParent(im.opts.Parents)
+	if f == nil {
 		return nil, fail
 	}
+	ref, err := im.openParentFile(f)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", ErrParentMissing, err)
+		}
+		fail.Err = err
+		return nil, fail
+	}
+	return ref, nil
+}
+
+// findParent opens the file that the first good one of the locator's paths
+// leads to. What it has tried is in the error either way.
+func (im *Image) findParent(in ParentOpener) (File, *ParentError) {
+	fail := &ParentError{Child: im.name}
 	for _, key := range ondisk.LocatorPaths {
 		value, ok := im.metadata.locator.Value(key)
 		if !ok {
 			continue
 		}
-		f, tried, err := im.opts.Parents.OpenParent(im.name, ParentPath{key, value})
+		f, tried, err := in.OpenParent(im.name, ParentPath{key, value})
 		fail.Tried = append(fail.Tried, tried)
-		if err != nil {
-			if fail.Err == nil || errors.Is(fail.Err, fs.ErrNotExist) {
-				fail.Err = err
-			}
-			continue
-		}
-		ref, err := im.openParentFile(f)
 		if err == nil {
-			return ref, nil
+			return f, fail
 		}
-		fail.Err = err
-		break
+		if fail.Err == nil || errors.Is(fail.Err, fs.ErrNotExist) {
+			fail.Err = err
+		}
 	}
 	if errors.Is(fail.Err, fs.ErrNotExist) {
 		fail.Err = fmt.Errorf("%w: %w", ErrParentMissing, fail.Err)
@@ -239,22 +252,28 @@ func shareParent(f File, trail []FileID) (*parentRef, error) {
 		depth += len(below.layers)
 	}
 	if depth > maxChainDepth {
-		return nil, errors.Join(fmt.Errorf("more than %d images in one chain: %w", maxChainDepth, ErrParentRefused), parents.release(ref))
+		return nil, errors.Join(errTooDeep, parents.release(ref))
 	}
 	return ref, nil
 }
 
 func openShared(f File, o OpenOptions) (*parentRef, error) {
-	if l, ok := f.(interface{ lock(exclusive bool) error }); ok {
-		if err := l.lock(false); err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
+	if err := lockShared(f); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	im, err := Open(f, o)
 	if err != nil {
 		return nil, err
 	}
 	return parents.add(im), nil
+}
+
+// lockShared keeps writers away from a file that an opener has opened (I-CHAIN-3).
+func lockShared(f File) error {
+	if l, ok := f.(interface{ lock(exclusive bool) error }); ok {
+		return l.lock(false)
+	}
+	return nil
 }
 
 // checkParent refuses a parent that is not the one the child was made for.
