@@ -178,19 +178,11 @@ func (r *record) depthOf(image string) int {
 // openLayer opens a frozen image, and what is below it, to be read. Nobody
 // removes it while it is open.
 func (p *Pool) openLayer(image string) (*vhdx.Image, error) {
-	f, err := p.tree.Open(imagePath(image), os.O_RDONLY, 0)
+	f, err := p.openFrozen(image)
 	if err != nil {
 		return nil, err
 	}
-	osf, err := vhdx.NewOSFile(f, vhdx.FileOptions{ReadOnly: true})
-	if err != nil {
-		f.Close()
-		if errors.Is(err, vhdx.ErrInUse) {
-			err = fmt.Errorf("%w: %w", ErrBusy, err) // it is about to be removed, or was frozen just now
-		}
-		return nil, err
-	}
-	return vhdx.Open(osf, vhdx.OpenOptions{ReadOnly: true, Parents: imagesOf{p}})
+	return vhdx.Open(f, vhdx.OpenOptions{ReadOnly: true, Parents: imagesOf{p}})
 }
 
 // build makes the image of a new volume.
