@@ -59,7 +59,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 		defer nodes.stop()
 		t := newTender(set, nodes.Follow, ob.metrics.Tended)
 		c.Controller = &driver.Controller{
-			Volumes: set, Attachments: set, Snapshots: set, Groups: set, Holders: nodes, Pools: pools, Untended: t.add,
+			Volumes: set, Attachments: set, Snapshots: set, Groups: set, Maps: set, Holders: nodes, Pools: pools, Untended: t.add,
 		}
 		defer collect(ctx, set)()
 		defer t.run(ctx)()

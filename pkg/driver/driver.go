@@ -62,6 +62,7 @@ type Controller struct {
 	Attachments Attachments
 	Snapshots   Snapshots
 	Groups      Groups
+	Maps        Maps // of snapshots
 	// Holders passes a call to the node that has the volume open; ErrNotHeld
 	// where nobody has. Nil: nobody can be asked.
 	Holders control.Holder

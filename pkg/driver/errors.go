@@ -111,6 +111,7 @@ var rules = []rule{
 
 	{err: vhdx.ErrPoisoned, code: codes.Internal},
 	{err: vhdx.ErrTakenOver, code: codes.FailedPrecondition},
+	{err: vhdx.ErrUnrelated, code: codes.FailedPrecondition},
 	{err: vhdx.ErrParentMissing, code: codes.FailedPrecondition},
 	{err: vhdx.ErrParentMismatch, code: codes.FailedPrecondition},
 	{err: vhdx.ErrParentRefused, code: codes.FailedPrecondition},

@@ -35,6 +35,9 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 			return intercept(klog.NewContext(ctx, log), req, info, h, c.Observe)
 		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+			return interceptStream(klog.NewContext(ss.Context(), log), srv, ss, info, h, c.Observe)
+		}),
 	}
 	if c.Stats != nil {
 		options = append(options, grpc.StatsHandler(c.Stats))
@@ -54,6 +57,7 @@ func (s *Server) register(c Config) {
 		ctl := &controller{Controller: *c.Controller, work: s.work, reads: make(reads, maxReads)}
 		csi.RegisterControllerServer(s.grpc, ctl)
 		csi.RegisterGroupControllerServer(s.grpc, &groupController{controller: ctl, groups: c.Controller.Groups})
+		csi.RegisterSnapshotMetadataServer(s.grpc, &metadataServer{maps: c.Controller.Maps, places: make(chan struct{}, maxStreams)})
 	}
 	if c.Node != nil {
 		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, work: s.work})
