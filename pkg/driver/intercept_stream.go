@@ -11,20 +11,20 @@ import (
 )
 
 // interceptStream is intercept for calls that are answered with a stream.
-func interceptStream(ctx context.Context, srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler, observe func(context.Context, Call)) error {
+func interceptStream(log klog.Logger, srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler, observe func(context.Context, Call)) error {
 	call := Call{Method: path.Base(info.FullMethod)}
-	log := klog.FromContext(ctx).WithValues("method", call.Method)
-	s := &boundedStream{ServerStream: ss, log: log}
-	s.ctx = klog.NewContext(ctx, log)
+	log = log.WithValues("method", call.Method)
+	ctx := klog.NewContext(ss.Context(), log)
+	s := &boundedStream{ServerStream: ss, ctx: ctx, log: log}
 
 	start := time.Now()
-	err := guard(s.ctx, func() error { return h(srv, s) })
+	err := guard(ctx, func() error { return h(srv, s) })
 	if call.Err = err; err != nil {
 		err = toStatus(call.Method, err)
 	}
 	call.Took, call.Code = time.Since(start), status.Code(err).String()
 	logCall(s.log, call.Method, call.Took, err)
-	observe(s.ctx, call)
+	observe(ctx, call)
 	return err
 }
 

@@ -35,8 +35,8 @@ func New(ctx context.Context, c Config) (*Server, error) {
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 			return intercept(klog.NewContext(ctx, log), req, info, h, c.Observe)
 		}),
-		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
-			return interceptStream(klog.NewContext(ss.Context(), log), srv, ss, info, h, c.Observe)
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error { //nolint:contextcheck // a stream brings its context along
+			return interceptStream(log, srv, ss, info, h, c.Observe)
 		}),
 	}
 	if c.Stats != nil {

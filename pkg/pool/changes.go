@@ -24,7 +24,7 @@ func (s *Set) Allocated(ctx context.Context, snapshot string, off int64, fn func
 	if err != nil {
 		return 0, err
 	}
-	defer o.Close() //nolint:errcheck // read-only
+	defer o.Close()
 	size = o.Size()
 	err = o.Allocated(ctx, off, inRanges(size, fn))
 	if err != nil {
@@ -49,12 +49,12 @@ func (s *Set) Delta(ctx context.Context, base, target string, off int64, fn func
 	if err != nil {
 		return 0, fail(err)
 	}
-	defer b.Close() //nolint:errcheck // read-only
+	defer b.Close()
 	t, err := s.outline(target)
 	if err != nil {
 		return 0, fail(err)
 	}
-	defer t.Close() //nolint:errcheck // read-only
+	defer t.Close()
 	size = t.Size()
 	if err = t.Changed(ctx, b, off, inRanges(size, fn)); err != nil {
 		return size, fail(err)
