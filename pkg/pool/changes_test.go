@@ -58,10 +58,10 @@ func (d *disks) checkMaps(target, base string) error {
 	return over(make([]byte, testDisk), func(fn func(Range) error) (int64, error) { return d.s.Allocated(ctx, target, off, fn) })
 }
 
-// TestDeltas: I-POOL-18, between all snapshots there are, in any order of age, while
+// TestDeltas: I-POOL-18, between any snapshots there are, in any order of age, while
 // others are deleted, clones made, volumes deleted and layers merged.
 func TestDeltas(t *testing.T) {
-	seeds := uint64(5)
+	seeds := uint64(4)
 	if testing.Short() {
 		seeds = 2
 	}
@@ -105,7 +105,8 @@ func randomDeltas(d *disks) {
 
 func checkAllMaps(d *disks, of map[string]string) {
 	for _, target := range slices.Sorted(maps.Keys(d.snap)) {
-		for _, base := range slices.Sorted(maps.Keys(d.snap)) {
+		for range 5 {
+			base := pick(d, d.snap)
 			err := d.checkMaps(target, base)
 			if err != nil && (of[target] == of[base] || !errors.Is(err, vhdx.ErrUnrelated)) {
 				d.t.Fatalf("snapshot %s of %s against %s of %s: %v", target, of[target], base, of[base], err)
