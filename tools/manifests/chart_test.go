@@ -19,7 +19,7 @@ var variants = map[string]string{
 	"everything on": `
 openshift: {enabled: true}
 imagePullSecrets: [{name: my-registry}]
-sidecars: {snapshotter: {enabled: true, extraArgs: [--worker-threads=4]}, snapshotMetadata: {enabled: true, caCert: bm9uZQ==, extraArgs: [--max-streaming-duration-min=60]}}
+sidecars: {snapshotter: {enabled: true, extraArgs: [--worker-threads=4]}, snapshotMetadata: {enabled: true, extraArgs: [--max-streaming-duration-min=60]}}
 tracing: {endpoint: "http://collector.monitoring:4317"}
 metrics:
   serviceMonitor: {enabled: true, labels: {release: prometheus}}
