@@ -71,9 +71,6 @@ type Controller struct {
 	Untended func(volume string)
 	// Pools of the process; the first is the default.
 	Pools []Pool
-	// Follower is told of volumes that have been modified. Nil: who serves
-	// one sees it when it does so the next time.
-	Follower Follower
 }
 
 // NodeService is what the node service stands on.

@@ -135,7 +135,7 @@ func (f *fake) Modify(ctx context.Context, id string, c pool.Change) (pool.Volum
 	return v, nil
 }
 
-// Follow is of Follower.
+// Follow is of control.Holder.
 func (f *fake) Follow(ctx context.Context, id string) error { return f.did(ctx, "follow "+id) }
 
 type attach struct {

@@ -106,6 +106,8 @@ func (s *stage) held(volume string) error {
 // holders are those of a stage, whose Cut is another than its pool's.
 type holders struct{ *stage }
 
+func (h holders) Follow(context.Context, string) error { return nil }
+
 func (h holders) Cut(_ context.Context, volume, _ string, o control.CutOptions) (control.CutResult, error) {
 	if o.Token != "g-g" {
 		return control.CutResult{}, errors.New("cut without the token")

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,20 +12,9 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"k8s.io/klog/v2"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
-
-// Follower has whoever serves a volume follow its record. Of a volume that
-// nobody serves nothing has to follow.
-type Follower interface {
-	Follow(ctx context.Context, volumeID string) error
-}
-
-// FollowerFunc is a function as a Follower.
-type FollowerFunc func(ctx context.Context, volumeID string) error
-
-// Follow calls f.
-func (f FollowerFunc) Follow(ctx context.Context, volumeID string) error { return f(ctx, volumeID) }
 
 // MutableParameter is one key that a VolumeAttributesClass may have.
 type MutableParameter struct {
@@ -121,10 +111,13 @@ func (s *controller) ControllerModifyVolume(ctx context.Context, r *csi.Controll
 			return err
 		}
 		klog.FromContext(ctx).Info("Volume changed", "volume", id, "limits", v.Limits, "onFull", string(v.OnFull))
-		if s.Follower == nil {
+		if s.Holders == nil {
 			return nil
 		}
-		return s.Follower.Follow(ctx, id)
+		if err := s.Holders.Follow(ctx, id); !errors.Is(err, control.ErrNotHeld) {
+			return err
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

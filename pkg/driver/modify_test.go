@@ -10,14 +10,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 )
 
+// follower is a holder that can do one thing.
+type follower struct {
+	control.Holder
+	follow func(context.Context, string) error
+}
+
+func (f follower) Follow(ctx context.Context, id string) error { return f.follow(ctx, id) }
+
 func TestModifyVolume(t *testing.T) {
 	f := newFake()
 	f.volumes["v"] = pool.Volume{ID: "v"}
-	c := csi.NewControllerClient(serve(t, f, func(c *Config) { c.Controller.Follower = f }))
+	c := csi.NewControllerClient(serve(t, f, func(c *Config) { c.Controller.Holders = follower{follow: f.Follow} }))
 	modify := func(id string, params map[string]string) error {
 		_, err := c.ControllerModifyVolume(t.Context(), &csi.ControllerModifyVolumeRequest{VolumeId: id, MutableParameters: params})
 		return err
@@ -49,7 +58,7 @@ func TestModifyVolumeNodeDoesNotFollow(t *testing.T) {
 	f := newFake()
 	f.volumes["v"] = pool.Volume{ID: "v"}
 	c := csi.NewControllerClient(serve(t, f, func(c *Config) {
-		c.Controller.Follower = FollowerFunc(func(context.Context, string) error { return node.ErrUnserved })
+		c.Controller.Holders = follower{follow: func(context.Context, string) error { return node.ErrUnserved }}
 	}))
 	_, err := c.ControllerModifyVolume(t.Context(), &csi.ControllerModifyVolumeRequest{VolumeId: "v", MutableParameters: map[string]string{"burst": "3"}})
 	wantCode(t, err, codes.Unavailable)

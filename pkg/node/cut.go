@@ -150,9 +150,13 @@ func (m *Manager) unfreeze(ctx context.Context, v *volume) error {
 	return m.thaw(ctx, v, f)
 }
 
-// Follow makes the image follow the volume's record: it moves to what the
-// layers below it were merged into.
+// Follow makes a volume follow its record: the limits of its device, what
+// becomes of writes on a full share, and what the layers below its image were
+// merged into.
 func (m *Manager) Follow(ctx context.Context, volumeID string) error {
+	if err := m.ApplyLimits(ctx, volumeID); err != nil {
+		return err
+	}
 	err := m.withImage(ctx, volumeID, func(v *volume) error {
 		im, err := rotatable(v)
 		if err != nil || v.entry.ReadOnly {

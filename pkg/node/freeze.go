@@ -40,6 +40,9 @@ func (f *frozen) consistency() pool.Consistency {
 // freeze syncs and freezes what is mounted (I-NODE-12), or holds the writes of
 // a raw volume back.
 func (m *Manager) freeze(ctx context.Context, v *volume, token string, limit time.Duration) (*frozen, error) {
+	if p := v.paused(); p.On() { // it would wait for what cannot be written
+		return nil, fmt.Errorf("%w: %w", ErrPaused, p.Reason)
+	}
 	f := &frozen{token: token, like: pool.ConsistentCrash}
 	if v.entry.Block {
 		im, err := rotatable(v)

@@ -58,7 +58,7 @@ func (d *disks) checkMaps(target, base string) error {
 	return over(make([]byte, testDisk), func(fn func(Range) error) (int64, error) { return d.s.Allocated(ctx, target, off, fn) })
 }
 
-// TestDeltas: I-POOL-18, between any snapshots there are, in any order of age, while
+// TestDeltas: I-POOL-19, between any snapshots there are, in any order of age, while
 // others are deleted, clones made, volumes deleted and layers merged.
 func TestDeltas(t *testing.T) {
 	seeds := uint64(4)

@@ -69,4 +69,6 @@
 //	          of that reads the same.
 //	I-POOL-18 A group of snapshots exists from one replacement of its record to
 //	          another. Outside of that none of its snapshots does.
+//	I-POOL-19 A delta names every byte by which two snapshots differ, and no
+//	          sector that no layer between them holds or has given up.
 package pool
