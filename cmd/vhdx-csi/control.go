@@ -114,7 +114,7 @@ func (o *options) answerControllers(ctx context.Context, set *pool.Set, h contro
 		return nil, fmt.Errorf("make this node's identity: %w", err)
 	}
 	log := klog.FromContext(ctx)
-	s := wire.NewServer(wire.ServerOptions{
+	s := wire.NewServer(wire.ServerOptions{ //nolint:contextcheck // what it does is short, or may not be cut short
 		Identity: id, Pools: set, Holder: h, Status: driver.Status,
 		Refused: refusals(log),
 		Failed:  func(err error) { log.Error(err, "A call of a controller failed") },

@@ -91,7 +91,7 @@ has lost space and nothing worse; compare: 1 different, 2 could not be compared.
 		a.createCommand(ctx),
 		a.detachCommand(ctx),
 		a.dumpCommand(ctx),
-		a.growCommand(),
+		a.growCommand(), //nolint:contextcheck // what it does is short, or may not be cut short
 		a.infoCommand(),
 		a.manCommand(),
 		a.mapCommand(ctx),
@@ -99,7 +99,7 @@ has lost space and nothing worse; compare: 1 different, 2 could not be compared.
 		a.metadataCommand(),
 		a.poolCommand(ctx),
 		a.replayCommand(),
-		a.resizeCommand(),
+		a.resizeCommand(), //nolint:contextcheck // what it does is short, or may not be cut short
 	)
 	for _, cmd := range root.Commands() {
 		if cmd.ValidArgs == nil && cmd.ValidArgsFunction == nil {

@@ -43,12 +43,12 @@ func (s *groupController) CreateVolumeGroupSnapshot(ctx context.Context, r *csi.
 	if len(r.GetSourceVolumeIds()) == 0 {
 		return nil, fmt.Errorf("%w: source_volume_ids are missing", errInvalid)
 	}
-	crash, err := parseSnapshotClass(r.GetParameters())
-	if err != nil {
+	// What is mounted is always frozen: no point in time is one without that.
+	if _, err := parseSnapshotClass(r.GetParameters()); err != nil {
 		return nil, err
 	}
 	g, err := run(ctx, s.work, "group "+r.GetName(), "CreateVolumeGroupSnapshot", func(ctx context.Context) (pool.Group, error) {
-		return s.takeGroup(ctx, r.GetName(), r.GetSourceVolumeIds(), crash)
+		return s.takeGroup(ctx, r.GetName(), r.GetSourceVolumeIds())
 	})
 	if err != nil {
 		return nil, err
@@ -60,12 +60,12 @@ func (s *groupController) CreateVolumeGroupSnapshot(ctx context.Context, r *csi.
 // writes go on -> the group exists. Each cut proves that its volume's freeze
 // has lasted until then, and all of them had begun before the first cut: so all
 // snapshots are of the moment between. Whatever goes wrong, nothing is left.
-func (s *groupController) takeGroup(ctx context.Context, name string, volumes []string, crash bool) (pool.Group, error) {
+func (s *groupController) takeGroup(ctx context.Context, name string, volumes []string) (pool.Group, error) {
 	g, err := s.groups.ReserveGroup(ctx, name, volumes)
 	if err != nil || g.Taken {
 		return g, err
 	}
-	err = s.cutTogether(ctx, g, crash)
+	err = s.cutTogether(ctx, g)
 	if err == nil {
 		var done pool.Group
 		if done, err = s.groups.CommitGroup(ctx, g.ID); err == nil {
@@ -75,7 +75,7 @@ func (s *groupController) takeGroup(ctx context.Context, name string, volumes []
 	return pool.Group{}, errors.Join(err, s.deleteGroup(context.WithoutCancel(ctx), g))
 }
 
-func (s *groupController) cutTogether(ctx context.Context, g pool.Group, crash bool) (err error) {
+func (s *groupController) cutTogether(ctx context.Context, g pool.Group) (err error) {
 	held, err := s.freezeAll(ctx, g)
 	defer func() {
 		err = errors.Join(err, s.thawAll(context.WithoutCancel(ctx), g, held))

@@ -189,7 +189,7 @@ func (r *record) without(image string) {
 }
 
 // unretire removes the record of a deleted volume that has no layer left.
-func (s *session) unretire(ctx context.Context, r *record) error {
+func (s *session) unretire(r *record) error {
 	if !r.Retired || len(r.Layers)+len(r.Old) > 0 {
 		return nil
 	}

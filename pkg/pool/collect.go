@@ -166,7 +166,7 @@ func (s *session) resolveCreate(ctx context.Context, o *operation) error {
 	if happened {
 		return s.settled(ctx, o)
 	}
-	if err := s.p.removeUnborn(o); err != nil {
+	if err := s.p.removeUnborn(o); err != nil { //nolint:contextcheck // what it does is short, or may not be cut short
 		return err
 	}
 	if err := s.p.disclaim(o.Parent, o.Image); err != nil {
@@ -196,7 +196,7 @@ func (s *session) resolveChange(ctx context.Context, o *operation) error {
 		return s.dropped(ctx, o) // its deletion has counted everything
 	}
 	if !r.names(o.Image) {
-		if err := s.p.removeUnborn(o); err != nil {
+		if err := s.p.removeUnborn(o); err != nil { //nolint:contextcheck // what it does is short, or may not be cut short
 			return err
 		}
 	} else if o.Drop {

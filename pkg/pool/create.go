@@ -121,7 +121,8 @@ func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 
 // afterFailure undoes a creation, unless its record was linked after all.
 func (s *session) afterFailure(ctx context.Context, r *record, o *operation, cause error) (Volume, error) {
-	err := s.disown(o) // first, for on a full share it makes room for the rest
+	// First, for on a full share it makes room for the rest.
+	err := s.disown(o) //nolint:contextcheck // what it does is short
 	if err == nil {
 		err = s.resolve(ctx, o)
 	}

@@ -363,7 +363,7 @@ func (s *session) finishSwitch(_ context.Context, r *record, im *vhdx.Image) (*r
 		return r, nil
 	}
 	top := b.New[len(b.New)-1].Image
-	err := im.ReplaceParent(vhdx.ParentChange{
+	err := im.ReplaceParent(vhdx.ParentChange{ //nolint:contextcheck // what it does is short, or may not be cut short
 		Path: path.Join(s.p.tree.Name(), imagePath(top)), RelativePath: parentPath(top),
 	})
 	if err != nil {

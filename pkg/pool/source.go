@@ -121,7 +121,7 @@ type opened struct {
 // Close lets the source go.
 func (o *opened) Close() {
 	if o != nil {
-		o.image.Close() //nolint:errcheck // read-only
+		o.image.Close()
 	}
 }
 

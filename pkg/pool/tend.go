@@ -156,7 +156,7 @@ func (p *Pool) tend(ctx context.Context, id volumeID) (t Tended, err error) {
 	for err == nil {
 		var image string
 		if image, err = p.idle(r); err != nil || image == "" {
-			return t, errors.Join(err, s.unretire(ctx, r))
+			return t, errors.Join(err, s.unretire(r))
 		}
 		var freed int64
 		freed, err = s.dropFrozen(ctx, r, image)

@@ -140,7 +140,7 @@ func (m *merge) run(ctx context.Context) error {
 		}
 	}
 	size := m.child.Size()
-	if err := m.parent.Resize(size, ResizeOptions{CutData: true}); err != nil {
+	if err := m.parent.Resize(size, ResizeOptions{CutData: true}); err != nil { //nolint:contextcheck // what it does is short, or may not be cut short
 		return err
 	}
 	buf := alignedBytes(ondisk.MiB)

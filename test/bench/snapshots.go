@@ -51,7 +51,7 @@ func newSnapshotted(ctx context.Context, dir string, size int64) (*snapshotted, 
 	if err := os.MkdirAll(filepath.Join(dir, "pool"), 0o700); err != nil {
 		return nil, err
 	}
-	p, err := pool.Open(pool.Options{Name: "bench", Dir: filepath.Join(dir, "pool"), Overcommit: 1000, Holder: "bench"})
+	p, err := pool.Open(pool.Options{Name: "bench", Dir: filepath.Join(dir, "pool"), Overcommit: 1000, Holder: "bench"}) //nolint:contextcheck // what it does is short, or may not be cut short
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func newSnapshotted(ctx context.Context, dir string, size int64) (*snapshotted, 
 		return nil, err
 	}
 	attacher := fuseloop.New(fuseloop.Options{AllowWithoutResend: true})
-	if s.m, err = node.New(node.Config{NodeID: "bench", StateDir: filepath.Join(dir, "state"), Volumes: s.set, Attacher: attacher}); err != nil {
+	if s.m, err = node.New(node.Config{NodeID: "bench", StateDir: filepath.Join(dir, "state"), Volumes: s.set, Attacher: attacher}); err != nil { //nolint:contextcheck // what it does is short, or may not be cut short
 		return nil, err
 	}
 	if _, err := s.m.Recover(ctx); err != nil {
