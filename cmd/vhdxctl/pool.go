@@ -40,7 +40,7 @@ driver runs or not. The commands keep to the same locks and write orders.`,
 	if err := cmd.MarkPersistentFlagRequired("pool"); err != nil {
 		panic(err) // the flag is defined above
 	}
-	cmd.AddCommand(a.poolList(ctx, &p), a.poolProblems(ctx, &p), a.poolImport(ctx, &p))
+	cmd.AddCommand(a.poolList(ctx, &p), a.poolProblems(ctx, &p), a.poolImport(ctx, &p), a.poolSnapshots(ctx, &p), a.poolExport(ctx, &p))
 	return cmd
 }
 

@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"status":    cmdStatus,
 			"field":     cmdField,
+			"first":     cmdFirst,
 			"dirty":     unforked(cmdDirty),
 			"patch":     cmdPatch,
 			"locked":    cmdLocked,
@@ -135,6 +136,17 @@ func cmdField(ts *testscript.TestScript, neg bool, args []string) {
 	if (string(got) == args[2]) == neg {
 		ts.Fatalf("%s is %s", args[1], got)
 	}
+}
+
+// cmdFirst puts a field of the first object of a JSON list into a variable:
+// first stdout NAME VARIABLE.
+func cmdFirst(ts *testscript.TestScript, _ bool, args []string) {
+	var list []map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &list))
+	if len(list) == 0 {
+		ts.Fatalf("the list is empty")
+	}
+	ts.Setenv(args[2], fmt.Sprint(list[0][args[1]]))
 }
 
 // cmdDirty writes to an image and leaves a copy as a power cut would: dirty

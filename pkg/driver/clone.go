@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -37,7 +38,7 @@ func (s *controller) create(ctx context.Context, spec pool.Spec, from source) (p
 	if from.volume != "" {
 		return s.clone(ctx, spec, from.volume)
 	}
-	spec.Source.Snapshot = from.snapshot
+	spec.Source.Snapshot = cmp.Or(from.snapshot, spec.Source.Snapshot)
 	return s.Volumes.CreateVolume(ctx, spec)
 }
 

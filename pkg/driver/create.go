@@ -53,7 +53,7 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	}
 	sector := int64(cmp.Or(c.params.LogicalSectorSize, defaultSector))
 	least := leastSize(mounts, cmp.Or(c.params.FSType, defaultFS))
-	if r.GetVolumeContentSource() != nil {
+	if r.GetVolumeContentSource() != nil || c.template != "" {
 		least = 0 // it is at least as large as its source
 	}
 	size, err := parseRange(r.GetCapacityRange(), sector, least)
@@ -62,6 +62,9 @@ func (s *controller) parseCreate(r *csi.CreateVolumeRequest) (pool.Spec, error) 
 	}
 	spec := pool.Spec{
 		Name: r.GetName(), Size: size.need, Limit: size.limit, Pool: p.Name, Params: c.params, Source: pool.Source{Mode: c.cloneMode},
+	}
+	if r.GetVolumeContentSource() == nil {
+		spec.Source.Snapshot = c.template
 	}
 	spec.Limits, spec.OnFull = change.Apply(pool.Limits{}, pool.OnFullDefault)
 	return spec, nil

@@ -15,6 +15,7 @@ type class struct {
 	pool      string
 	params    pool.Params
 	cloneMode pool.CloneMode
+	template  string // id of a snapshot
 }
 
 // Parameter is one key a StorageClass may have.
@@ -55,6 +56,7 @@ func Parameters() []Parameter {
 		{"pauseLimit", "a duration from 1s, such as 30m, after which a write that waits for space fails; 0: never; default 0", setPauseLimit},
 		{"pool", "the name of a pool of the plugin; by default the first", setPool},
 		{"subformat", "dynamic or fixed; default dynamic", setSubformat},
+		{"template", "the id of a snapshot of the pool, of which every volume of the class is made", setTemplate},
 	}
 }
 
@@ -107,6 +109,14 @@ func setCloneMode(c *class, v string) error {
 	default:
 		return fmt.Errorf("no such mode")
 	}
+	return nil
+}
+
+func setTemplate(c *class, v string) error {
+	if v == "" {
+		return fmt.Errorf("the id is empty")
+	}
+	c.template = v
 	return nil
 }
 

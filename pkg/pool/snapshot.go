@@ -23,6 +23,7 @@ type Snapshot struct {
 	Bytes       int64 // that its own image takes on the share
 	Created     time.Time
 	Consistency Consistency
+	Image       string // absolute path of its image file, for messages and tools
 }
 
 // SnapshotSpec says which snapshot to take.
@@ -118,6 +119,7 @@ func (p *Pool) snapshotOf(r *snapshotRecord, v *record) Snapshot {
 	}
 	if l, ok := v.snapshot(r.ID); ok && (r.Group == "" || p.groupTaken(r.Group)) {
 		s.Taken, s.Size, s.Bytes, s.Created, s.Consistency = true, l.Size, l.Bytes, l.Created, l.Consistency
+		s.Image = path.Join(p.tree.Name(), imagePath(l.Image))
 	}
 	return s
 }
