@@ -25,9 +25,25 @@ func (m *Manager) Cut(ctx context.Context, volumeID, snapshot string, o control.
 	return c, nil
 }
 
+// turnPatience is how long a controller's call waits for another one on the
+// volume: they are short, but for a stage, and one of several that are to be of
+// one moment should not fail for that.
+const turnPatience = 5 * time.Second
+
+// await is begin that waits for its turn.
+func (m *Manager) await(ctx context.Context, volumeID string) (end func(), err error) {
+	for until := time.Now().Add(turnPatience); ; {
+		end, err := m.begin(volumeID)
+		if !errors.Is(err, ErrPending) || time.Now().After(until) || ctx.Err() != nil {
+			return end, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // withImage runs do while nobody else works on the volume, which is served here.
 func (m *Manager) withImage(ctx context.Context, volumeID string, do func(v *volume) error) error {
-	end, err := m.begin(volumeID)
+	end, err := m.await(ctx, volumeID)
 	if err != nil {
 		return err
 	}
@@ -116,15 +132,23 @@ func (m *Manager) Freeze(ctx context.Context, volumeID, token string, limit time
 	return like, nil
 }
 
-// Thaw ends a freeze. None, or one of another token, is success.
+// Thaw ends a freeze. None, or one of another token, is success. Whoever else
+// works on the volume does not keep it frozen.
 func (m *Manager) Thaw(ctx context.Context, volumeID, token string) error {
-	end, err := m.begin(volumeID)
+	f := m.frozenOf(volumeID)
+	if f == nil || f.token != token {
+		return nil
+	}
+	if err := m.melt(ctx, f); err != nil {
+		return fmt.Errorf("thaw volume %s: %w", volumeID, err)
+	}
+	end, err := m.await(ctx, volumeID)
 	if err != nil {
-		return err
+		return fmt.Errorf("thaw volume %s: %w", volumeID, err)
 	}
 	defer end()
 	v := m.lookup(volumeID)
-	if f := m.frozenOf(volumeID); v == nil || f == nil || f.token != token {
+	if v == nil || m.frozenOf(volumeID) != f {
 		return nil
 	}
 	if err := m.unfreeze(ctx, v); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ import (
 // FreezeLimit is the longest that a filesystem stays frozen.
 const FreezeLimit = 30 * time.Second
 
+// freezeMargin is how long before its end a freeze counts as over.
+const freezeMargin = 100 * time.Millisecond
+
 // frozen is a volume that takes no writes: its filesystem is frozen, or, where
 // there is none, its image holds writes back.
 type frozen struct {
@@ -27,6 +31,9 @@ type frozen struct {
 	held  func()       // lets the writes of a raw volume go on
 	since time.Time
 	until time.Time
+
+	melting sync.Mutex
+	melted  bool // guarded by melting
 }
 
 // consistency is what the disk is like now, if nothing has ended the freeze.
@@ -67,7 +74,8 @@ func (m *Manager) freeze(ctx context.Context, v *volume, token string, limit tim
 		return nil, errors.Join(err, m.markFrozen(v, false))
 	}
 	f.like = pool.ConsistentFilesystem
-	f.since, f.until = time.Now(), time.Now().Add(limit)
+	// The child has counted its limit from a little earlier.
+	f.since, f.until = time.Now(), time.Now().Add(limit-min(freezeMargin, limit/2))
 	m.step("frozen")
 	return f, nil
 }
@@ -90,8 +98,21 @@ func (m *Manager) startFreeze(ctx context.Context, path string, limit time.Durat
 // thaw ends a freeze. One that its limit has ended is success: what was done
 // meanwhile knows that from [frozen.consistency].
 func (m *Manager) thaw(ctx context.Context, v *volume, f *frozen) error {
+	if err := m.melt(ctx, f); err != nil || f.held != nil {
+		return err
+	}
+	return m.markFrozen(v, false)
+}
+
+// melt ends a freeze, and may be called again.
+func (m *Manager) melt(ctx context.Context, f *frozen) error {
 	if f.held != nil {
 		f.held()
+		return nil
+	}
+	f.melting.Lock()
+	defer f.melting.Unlock()
+	if f.melted {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.Deadlines.Sync)
@@ -99,7 +120,8 @@ func (m *Manager) thaw(ctx context.Context, v *volume, f *frozen) error {
 	if err := f.talk.End(ctx); err != nil && !errors.Is(err, unix.ETIME) {
 		return fmt.Errorf("thaw: %w", named(err))
 	}
-	return m.markFrozen(v, false)
+	f.melted = true
+	return nil
 }
 
 func (m *Manager) markFrozen(v *volume, is bool) error {

@@ -17,7 +17,8 @@ type Snapshot struct {
 	Pool   string
 	Volume string // the id of the volume it was taken of, which may be gone
 	Group  string // the id of the group it was taken in; "": none
-	// Taken says that it exists. What follows is set then.
+	// Taken says that it exists, with its group if it is of one. What follows is
+	// set as soon as it has been cut.
 	Taken       bool
 	Size        int64 // of the disk
 	Bytes       int64 // that its own image takes on the share
@@ -117,8 +118,9 @@ func (p *Pool) snapshotOf(r *snapshotRecord, v *record) Snapshot {
 	if v == nil {
 		return s
 	}
-	if l, ok := v.snapshot(r.ID); ok && (r.Group == "" || p.groupTaken(r.Group)) {
-		s.Taken, s.Size, s.Bytes, s.Created, s.Consistency = true, l.Size, l.Bytes, l.Created, l.Consistency
+	if l, ok := v.snapshot(r.ID); ok {
+		s.Taken = r.Group == "" || p.groupTaken(r.Group)
+		s.Size, s.Bytes, s.Created, s.Consistency = l.Size, l.Bytes, l.Created, l.Consistency
 		s.Image = path.Join(p.tree.Name(), imagePath(l.Image))
 	}
 	return s
