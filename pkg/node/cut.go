@@ -193,18 +193,3 @@ func (m *Manager) Follow(ctx context.Context, volumeID string) error {
 	}
 	return nil
 }
-
-// Report says what is wrong with the volume.
-func (m *Manager) Report(_ context.Context, volumeID string) (control.Report, error) {
-	v := m.lookup(volumeID)
-	if v == nil {
-		return control.Report{}, fmt.Errorf("report on volume %s: %w", volumeID, control.ErrNotHeld)
-	}
-	m.mu.Lock()
-	err := v.usable()
-	m.mu.Unlock()
-	if err == nil {
-		return control.Report{}, nil
-	}
-	return control.Report{Entries: []control.Entry{{Status: control.StatusInaccessible, Reason: "NotServed", Message: err.Error()}}}, nil
-}

@@ -44,6 +44,8 @@
 //	I-NODE-12 A filesystem that this package froze is thawed at the latest when the limit of the freeze
 //	          has passed: by a process that outlives this one, and by the next one's Recover. One that
 //	          somebody else froze is not thawed.
+//	I-NODE-13 Report and Volumes answer from memory. What a filesystem or the share has to be asked for,
+//	          Watch asks beside them, with one helper at most per volume.
 //
 // Programs that use this package begin with helper.RunIfHelper(node.Commands()...).
 package node

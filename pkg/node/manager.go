@@ -34,6 +34,7 @@ type Manager struct {
 	volumes map[string]*volume // every entry of the journal, by volume id
 	busy    map[string]bool    // ids of volumes that a call works on
 	frozen  map[string]*frozen // by volume id
+	failed  map[string]failure // by volume id
 }
 
 // image is what this package needs of a *vhdx.Image.
@@ -60,6 +61,10 @@ type volume struct {
 	size          int64              // of the device
 	count         *blockdev.Counters // of the device; nil: it never had one here
 	stats         statsCell
+	// fault says why the staged filesystem takes no more writes, as of the last
+	// look; looking: one is under way.
+	fault   string
+	looking bool
 }
 
 // up reports whether the volume is staged and its device served.
@@ -115,7 +120,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: c, boot: strings.TrimSpace(string(boot)), patience: drainPatience, step: deathpoint.Node, stopped: make(chan struct{}),
-		volumes: map[string]*volume{}, busy: map[string]bool{}, frozen: map[string]*frozen{},
+		volumes: map[string]*volume{}, busy: map[string]bool{}, frozen: map[string]*frozen{}, failed: map[string]failure{},
 	}
 	m.open = func(ctx context.Context, id string, readOnly bool, j vhdx.Journal) (image, error) {
 		im, err := c.Volumes.OpenImage(ctx, id, readOnly, vhdx.OpenOptions{ReadOnly: readOnly, Journal: j})

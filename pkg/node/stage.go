@@ -15,7 +15,7 @@ import (
 
 // Stage makes the volume a device of this node and mounts its filesystem at
 // the staging path. Called again it verifies that this is still so.
-func (m *Manager) Stage(ctx context.Context, r StageRequest) error {
+func (m *Manager) Stage(ctx context.Context, r StageRequest) (err error) {
 	if err := r.check(); err != nil {
 		return err
 	}
@@ -24,6 +24,7 @@ func (m *Manager) Stage(ctx context.Context, r StageRequest) error {
 		return err
 	}
 	defer end()
+	defer func() { m.stageEnded(r.VolumeID, err) }()
 	v := m.lookup(r.VolumeID)
 	if v != nil {
 		if err := m.serving(ctx, v); err != nil {

@@ -176,6 +176,7 @@ func (m *Manager) Unstage(ctx context.Context, volumeID, stagingPath string) err
 	if err != nil {
 		return fmt.Errorf("unstage volume %s: %w", volumeID, err)
 	}
+	m.stageEnded(volumeID, nil) // nobody wants it staged any more
 	return nil
 }
 
