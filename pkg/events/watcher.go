@@ -68,7 +68,7 @@ func (w *Watcher) Volumes(now time.Time, all []node.Status) (out []Event) {
 
 func bad(s node.State) bool {
 	switch s {
-	case node.StateWaiting, node.StateQuarantined, node.StatePoisoned, node.StatePaused, node.StateDead:
+	case node.StateWaiting, node.StateQuarantined, node.StatePoisoned, node.StatePaused, node.StateReadOnly, node.StateDead:
 		return true
 	}
 	return false
@@ -87,6 +87,9 @@ func notWell(v node.Status) Event {
 	case v.State == node.StatePoisoned:
 		e.Reason = VolumeReadOnly
 		e.Message = fmt.Sprintf("Volume %s takes no writes any more. End its pods; it can be staged again when the storage is well: %v", v.VolumeID, v.Err)
+	case v.State == node.StateReadOnly:
+		e.Reason = FilesystemReadOnly
+		e.Message = fmt.Sprintf("The filesystem of volume %s takes no writes any more. End its pods; it is checked and mounted again when it is staged the next time: %v", v.VolumeID, v.Err)
 	case v.State == node.StateDead:
 		e.Reason = VolumeDead
 		e.Message = fmt.Sprintf("The device of volume %s is lost and its requests fail. Restart the pods that use it: %v", v.VolumeID, v.Err)
@@ -149,12 +152,9 @@ func Restored(volumes int, err error) Event {
 	return Event{Reason: KeeperBack, Message: fmt.Sprintf("A new keeper holds all of this node's volumes: %d.", volumes)}
 }
 
-// How full a pool is: a share of what its filesystem has.
-const (
-	nearlyFull = 0.10 // free
-	full       = 0.02
-	hasRoom    = 0.12 // so that it does not tell at each write on the border
-)
+// hasRoom is when a pool that was nearly full has room again: above the mark of
+// [pool.TroubleNear], so that it does not tell at each write on the border.
+const hasRoom = 0.12
 
 // Pools takes a look at pools. space: how full they are is this process's to
 // tell, which is the controller's.
@@ -183,17 +183,17 @@ func (w *Watcher) Pools(all []pool.Figures, space bool) (out []Event) {
 // poolReason is what is to be said of a pool; before is what was said last. ok
 // is false when nothing is known.
 func poolReason(f pool.Figures, space bool, before Reason) (now Reason, ok bool) {
-	left := float64(f.Free) / float64(max(f.Total, 1))
+	t, _ := f.Trouble()
 	switch {
-	case f.Err != nil:
+	case t == pool.TroubleAway:
 		return PoolNotAnswering, true
 	case f.At.IsZero():
 		return "", false
 	case !space:
 		return PoolHasRoom, true
-	case left < full || f.Free <= f.Reserve:
+	case t == pool.TroubleFull:
 		return PoolFull, true
-	case left < nearlyFull, left < hasRoom && (before == PoolNearlyFull || before == PoolFull):
+	case t == pool.TroubleNear, f.Left() < hasRoom && (before == PoolNearlyFull || before == PoolFull):
 		return PoolNearlyFull, true
 	}
 	return PoolHasRoom, true

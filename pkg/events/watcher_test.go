@@ -53,6 +53,11 @@ func TestWatcherOfVolumes(t *testing.T) {
 		{time.Second, node.StatePaused, errMade, []string{"VolumePaused v"}},
 		{time.Hour, node.StatePaused, errMade, nil},
 		{time.Second, node.StateServing, nil, []string{"VolumeServedAgain v"}},
+		{time.Second, node.StateReadOnly, errMade, []string{"FilesystemReadOnly v"}},
+		{time.Hour, node.StateReadOnly, errMade, nil},
+		{time.Second, node.StateServing, nil, []string{"VolumeServedAgain v"}},
+		{time.Second, node.StateFailed, errMade, nil}, // Kubernetes tells of it
+		{time.Second, node.StateServing, nil, nil},
 		{time.Second, node.StatePoisoned, errMade, []string{"VolumeTakesNoWrites v"}},
 		{time.Second, node.StatePoisoned, errMade, nil},
 		{time.Second, node.StateChanging, nil, nil}, // it is staged anew

@@ -85,7 +85,7 @@ func (m *Metrics) Event(outcome string) { m.events.WithLabelValues(outcome).Inc(
 // Pools adds the figures of pools, with what the controller knows of them or
 // without. figures must wait for nothing.
 func (m *Metrics) Pools(controller bool, figures func() []pool.Figures) {
-	all := []*Metric{poolUp, poolSeen, poolTotal, poolFree, poolReserve}
+	all := []*Metric{poolUp, poolSeen, poolTotal, poolFree, poolReserve, poolHealth}
 	if controller {
 		all = append(all, poolCommitted, poolAvailable, poolLogical, poolAlloc, poolVolumes, poolCensus)
 	}
@@ -102,6 +102,9 @@ func collectPool(out chan<- prometheus.Metric, controller bool, f pool.Figures) 
 		up = 1
 	}
 	out <- poolUp.one(up, f.Pool)
+	if t, _ := f.Trouble(); t != pool.NoTrouble {
+		out <- poolHealth.one(1, f.Pool, string(t))
+	}
 	if f.At.IsZero() {
 		return // nothing is known, and zero would be a lie
 	}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/supervisor"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/node"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
@@ -36,7 +37,7 @@ func whole(list func() []node.Status) *Metrics {
 	m.Controller()
 	m.Tended(pool.Tended{Removed: 1})
 	m.Pools(true, func() []pool.Figures {
-		return []pool.Figures{{Pool: "p", At: time.Unix(1, 0), Census: pool.Census{At: time.Unix(1, 0)}}}
+		return []pool.Figures{{Pool: "p", At: time.Unix(1, 0), Total: 100, Free: 5, Census: pool.Census{At: time.Unix(1, 0)}}}
 	})
 	return m
 }
@@ -49,7 +50,7 @@ func tallies(int) *atomic.Uint64 { return new(atomic.Uint64) }
 // no other one but the runtime's and the process's.
 func TestAllMetricsAreServed(t *testing.T) {
 	m := whole(func() []node.Status {
-		return []node.Status{{VolumeID: "v", State: node.StatePaused, Paused: blockdev.Pause{Since: time.Now(), Waiting: 1}}, {VolumeID: "w", State: node.StateServing, Count: &blockdev.Counters{}}}
+		return []node.Status{{VolumeID: "v", State: node.StatePaused, Paused: blockdev.Pause{Since: time.Now(), Waiting: 1}, Wrong: []control.Entry{control.PoolFull.Because(nil)}}, {VolumeID: "w", State: node.StateServing, Count: &blockdev.Counters{}}}
 	})
 	families, err := m.registry.Gather()
 	if err != nil {
@@ -92,7 +93,7 @@ func TestValues(t *testing.T) {
 	c.Flushed(time.Hour)
 	m := New(Process{Version: "v1", Mode: "all"})
 	m.Node(func() []node.Status {
-		return []node.Status{{VolumeID: "a", State: node.StateServing, Count: c}, {VolumeID: "b", State: node.StateQuarantined}}
+		return []node.Status{{VolumeID: "a", State: node.StateServing, Count: c}, {VolumeID: "b", State: node.StateQuarantined, Wrong: []control.Entry{control.Quarantined.Because(nil)}}}
 	}, tallies)
 	m.Worker(Worker{
 		Past: supervisor.History{Ends: [supervisor.Kinds]uint64{supervisor.Killed: 2, supervisor.Hung: 1}}, Gap: 1500 * time.Millisecond,
@@ -124,6 +125,8 @@ func TestValues(t *testing.T) {
 		`vhdx_csi_volumes{state="quarantined"} 1`,
 		`vhdx_csi_volumes{state="waiting"} 0`,
 		`vhdx_csi_volume_problem{state="quarantined",volume="b"} 1`,
+		`vhdx_csi_volume_health{reason="Quarantined",status="inaccessible",volume="b"} 1`,
+		`vhdx_csi_pool_health{pool="gone",reason="PoolUnreachable"} 1`,
 		`vhdx_csi_worker_restarts_total{kind="killed"} 2`,
 		`vhdx_csi_worker_restarts_total{kind="failed"} 0`,
 		`vhdx_csi_worker_restarts_total{kind="hung"} 1`,

@@ -61,7 +61,9 @@ var (
 	poolTotal = metric("", "pool_total_bytes", Gauge, "Size of the pool's filesystem.", "", "pool")
 	poolFree  = metric("", "pool_free_bytes", Gauge, "Free bytes of the pool's filesystem.",
 		"Near zero: make room or grow the share before writes fail; trim the filesystems of the volumes (fstrim) to give back what they deleted.", "pool")
-	poolReserve   = metric("", "pool_reserve_bytes", Gauge, "What is never promised to a volume (--pool=...,reserve=).", "", "pool")
+	poolReserve = metric("", "pool_reserve_bytes", Gauge, "What is never promised to a volume (--pool=...,reserve=).", "", "pool")
+	poolHealth  = metric("", "pool_health", Gauge, "1 for what is wrong with a pool, as the health calls of CSI name it: PoolUnreachable, PoolNearFull, PoolFull.",
+		"The reference page of the health calls has a line for each reason.", "pool", "reason")
 	poolCommitted = metric("controller", "pool_committed_bytes", Gauge, "What all volumes may grow to, with all overhead.",
 		"Above pool_total_bytes: overcommitted; watch pool_free_bytes.", "pool")
 	poolAvailable = metric("controller", "pool_available_bytes", Gauge, "The largest volume that may still be created.",
@@ -84,14 +86,16 @@ var (
 
 // Of a node's volumes.
 var (
-	volumes = metric("node", "volumes", Gauge, "Volumes that this node knows, by state: serving, changing (a call is at work), waiting (requests are held until there is a server again), quarantined (has killed its server three times), poisoned (takes no write since a failed sync), paused (writes wait for space on the share), dead (requests fail), left (could not be taken down).",
+	volumes = metric("node", "volumes", Gauge, "Volumes that this node knows, by state: serving, changing (a call is at work), waiting (requests are held until there is a server again), quarantined (has killed its server three times), poisoned (takes no write since a failed sync), paused (writes wait for space on the share), readonly (its filesystem has stopped for an error), dead (requests fail), left (could not be taken down), failed (could not be staged).",
 		"Anything but serving and changing for more than a minute: volume_problem names it.", "state")
 	problem = metric("node", "volume_problem", Gauge, "1 for each volume that is neither serving nor changing.",
-		"waiting: its share. paused: make room on it. quarantined, poisoned, dead: see the Events of its PersistentVolume and the explanation of worker deaths.", "volume", "state")
+		"waiting: its share. paused: make room on it. failed: the Events of its pod. quarantined, poisoned, dead: see the Events of its PersistentVolume and the explanation of worker deaths.", "volume", "state")
 	paused = metric("node", "volume_paused_seconds", Gauge, "How long writes of a volume have been waiting for space on its share. Not there for a volume that is not paused.",
 		"Make room on the share, or grow it: they go on within a second. Or have the volume fail with onFull: error.", "volume")
 	waiting = metric("node", "volume_paused_requests", Gauge, "How many requests of a paused volume wait.",
 		"128: its reads and flushes wait too.", "volume")
+	health = metric("node", "volume_health", Gauge, "1 for each thing that is wrong with a volume on this node, as the health calls of CSI name it; status is degraded, inaccessible or dataLoss.",
+		"The reference page of the health calls has a line for each reason.", "volume", "status", "reason")
 	requests = metric("node", "volume_requests_total", Counter, "Requests that a volume's device has carried out, by kind: read, write, zero, discard, flush.", "", "volume", "kind")
 	failures = metric("node", "volume_request_errors_total", Counter, "Requests that were answered with an error.",
 		"Any: pods got I/O errors. Look at the share and at volume_problem.", "volume", "kind")

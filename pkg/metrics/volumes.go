@@ -32,7 +32,7 @@ type volumeSeries struct {
 
 func newVolumes(list func() []node.Status) prometheus.Collector {
 	v := &volumeSeries{list: list, named: map[string]bool{}, rest: map[string]*blockdev.Counters{}}
-	return collector(v.collect, volumes, problem, paused, waiting, requests, failures, bytes, flush, unnamed)
+	return collector(v.collect, volumes, problem, paused, waiting, health, requests, failures, bytes, flush, unnamed)
 }
 
 func (v *volumeSeries) collect(out chan<- prometheus.Metric) {
@@ -50,6 +50,9 @@ func (v *volumeSeries) collect(out chan<- prometheus.Metric) {
 			if s.Paused.On() {
 				out <- paused.one(time.Since(s.Paused.Since).Seconds(), s.VolumeID)
 				out <- waiting.one(float64(s.Paused.Waiting), s.VolumeID)
+			}
+			for _, e := range s.Wrong {
+				out <- health.one(1, s.VolumeID, string(e.Status), e.Reason)
 			}
 		}
 		if s.Count != nil && v.named[s.VolumeID] {
