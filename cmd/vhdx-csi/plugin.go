@@ -37,6 +37,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 	ob.watchPools(ctx, o, set)
 
 	c := driver.Config{Version: version, WorkTimeout: o.workTimeout, Observe: ob.call, Stats: ob.traces}
+	c.Health = driver.Health{Pools: set, Figures: ob.pools.Figures}
 	networked := o.networked(pools)
 	var m *node.Manager
 	deaf := func(context.Context) error { return nil }
@@ -48,6 +49,8 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 		if err != nil {
 			return err
 		}
+		m.Watch(ctx)
+		c.Health.Here = m
 		c.Node = &driver.NodeService{Mounts: m, Usage: m, ID: o.nodeID, Pools: pools, MaxVolumes: o.maxVolumes}
 	}
 	if o.controller() {
@@ -57,6 +60,7 @@ func (o *options) run(ctx context.Context, h *heart) (err error) {
 			return err
 		}
 		defer nodes.stop()
+		c.Health.Nodes = nodes
 		t := newTender(set, nodes.Follow, ob.metrics.Tended)
 		c.Controller = &driver.Controller{
 			Volumes: set, Attachments: set, Snapshots: set, Groups: set, Maps: set, Holders: nodes, Pools: pools, Untended: t.add,

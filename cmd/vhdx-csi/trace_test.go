@@ -39,6 +39,7 @@ func TestSpans(t *testing.T) {
 	s, err := driver.New(t.Context(), driver.Config{
 		Observe: ob.call, Stats: ob.traces,
 		Controller: &driver.Controller{Volumes: noVolumes{}, Pools: []driver.Pool{{Name: "default"}}},
+		Health:     driver.Health{Pools: new(pool.Set), Figures: func() []pool.Figures { return nil }},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,8 +13,9 @@ import (
 type controller struct {
 	csi.UnimplementedControllerServer
 	Controller
-	work  *inflight
-	reads reads
+	work   *inflight
+	reads  reads
+	health *healthView
 }
 
 // controllerCapabilities are the optional calls of controller (I-DRV-8).
@@ -33,6 +34,8 @@ var controllerCapabilities = []csi.ControllerServiceCapability_RPC_Type{
 	csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
 	csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	csi.ControllerServiceCapability_RPC_MODIFY_VOLUME,
+	csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
+	csi.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
 }
 
 func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {

@@ -290,6 +290,7 @@ func TestConfigCheck(t *testing.T) {
 	ctl := func(onlyOn string) *Controller {
 		return &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{{Name: "p", OnlyOn: onlyOn}}}
 	}
+	health := Health{Pools: &f.health, Figures: f.health.figures, Here: &f.health}
 	for name, c := range map[string]Config{
 		"nothing":              {},
 		"no node id":           {Node: &NodeService{}},
@@ -297,11 +298,12 @@ func TestConfigCheck(t *testing.T) {
 		"node id is too long":  {Node: &NodeService{ID: "n", Pools: ctl(strings.Repeat("x", 64)).Pools}},
 		"node id far too long": {Node: &NodeService{ID: strings.Repeat("x", 257)}},
 	} {
+		c.Health = health
 		if _, err := New(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := New(t.Context(), Config{Controller: ctl("node-1.example.com"), Node: &NodeService{ID: strings.Repeat("x", 256), Pools: ctl("").Pools}}); err != nil {
+	if _, err := New(t.Context(), Config{Controller: ctl("node-1.example.com"), Node: &NodeService{ID: strings.Repeat("x", 256), Pools: ctl("").Pools}, Health: health}); err != nil {
 		t.Errorf("good one: %v", err)
 	}
 }

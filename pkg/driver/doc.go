@@ -25,4 +25,7 @@
 //	I-DRV-7  No secret and no credential reaches the log or an error message.
 //	I-DRV-8  A capability is advertised if and only if its calls are implemented.
 //	I-DRV-9  A change of a volume is read whole before any of it is made.
+//	I-DRV-10 A health call answers within its own bounds, whatever hangs. What does
+//	         not answer it is something wrong with the volume, never an error and
+//	         never health.
 package driver

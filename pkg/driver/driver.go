@@ -90,6 +90,7 @@ type Config struct {
 	Version    string
 	Controller *Controller
 	Node       *NodeService
+	Health     Health
 	// Observe, if set, is told of each call that has been answered, with the
 	// call's own context. It must not block.
 	Observe func(ctx context.Context, c Call)
@@ -116,6 +117,9 @@ const defaultWorkTimeout = 30 * time.Minute
 func (c Config) check() error {
 	if c.Controller == nil && c.Node == nil {
 		return errors.New("neither a controller nor a node service to serve")
+	}
+	if err := c.Health.check(c.Node != nil); err != nil {
+		return err
 	}
 	if c.Node != nil && (c.Node.ID == "" || len(c.Node.ID) > maxNodeID) {
 		return fmt.Errorf("node id %q must have 1 to %d bytes", c.Node.ID, maxNodeID)

@@ -36,6 +36,8 @@ type fake struct {
 	stats   node.Stats
 	size    int64
 
+	health fakeHealth
+
 	snapshot  pool.Snapshot
 	snapshots []pool.Snapshot
 }
@@ -182,7 +184,8 @@ func serveWithLog(ctx context.Context, t *testing.T, f *fake, change ...func(*Co
 		Version: "test",
 		Controller: &Controller{Volumes: f, Attachments: f, Snapshots: f, Pools: []Pool{
 			{Name: "default", Capacity: f.Capacity}, {Name: "fast", Capacity: f.Capacity}}},
-		Node: &NodeService{Mounts: f, Usage: f, ID: "node-1", Pools: []Pool{{Name: "default"}, {Name: "fast"}}},
+		Node:   &NodeService{Mounts: f, Usage: f, ID: "node-1", Pools: []Pool{{Name: "default"}, {Name: "fast"}}},
+		Health: Health{Pools: &f.health, Figures: f.health.figures, Here: &f.health, Nodes: &f.health},
 	}
 	for _, ch := range change {
 		ch(&c)

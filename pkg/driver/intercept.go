@@ -21,6 +21,7 @@ var polled = map[string]bool{
 	"ListVolumes": true, "GetCapacity": true, "ControllerGetVolume": true,
 	"GroupControllerGetCapabilities": true, "GetVolumeGroupSnapshot": true,
 	"ListSnapshots": true, "GetSnapshot": true,
+	"ControllerGetVolumeHealth": true, "ControllerListVolumeHealth": true, "NodeGetVolumeHealth": true, "NodeGetStorageHealth": true,
 	"NodeGetVolumeStats": true, "Check": true, "Watch": true, "List": true,
 }
 

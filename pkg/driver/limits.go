@@ -24,6 +24,7 @@ var longer = map[protoreflect.Name]int{
 	"volume_path":         maxPath,
 	"target_path":         maxPath,
 	"staging_target_path": maxPath,
+	"volume_publish_path": maxPath,
 	"node_id":             maxNodeID,
 }
 

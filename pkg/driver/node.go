@@ -12,7 +12,8 @@ import (
 type nodeServer struct {
 	csi.UnimplementedNodeServer
 	NodeService
-	work *inflight
+	work   *inflight
+	health *healthView
 }
 
 // nodeCapabilities are the optional calls of nodeServer (I-DRV-8).
@@ -21,6 +22,8 @@ var nodeCapabilities = []csi.NodeServiceCapability_RPC_Type{
 	csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
 	csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 	csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+	csi.NodeServiceCapability_RPC_GET_STORAGE_HEALTH,
 }
 
 func (s *nodeServer) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {

@@ -52,15 +52,16 @@ func New(ctx context.Context, c Config) (*Server, error) {
 }
 
 func (s *Server) register(c Config) {
+	h := newHealthView(c.Health)
 	csi.RegisterIdentityServer(s.grpc, &identity{version: c.Version})
 	if c.Controller != nil {
-		ctl := &controller{Controller: *c.Controller, work: s.work, reads: make(reads, maxReads)}
+		ctl := &controller{Controller: *c.Controller, work: s.work, reads: make(reads, maxReads), health: h}
 		csi.RegisterControllerServer(s.grpc, ctl)
 		csi.RegisterGroupControllerServer(s.grpc, &groupController{controller: ctl, groups: c.Controller.Groups})
 		csi.RegisterSnapshotMetadataServer(s.grpc, &metadataServer{maps: c.Controller.Maps, places: make(chan struct{}, maxStreams)})
 	}
 	if c.Node != nil {
-		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, work: s.work})
+		csi.RegisterNodeServer(s.grpc, &nodeServer{NodeService: *c.Node, work: s.work, health: h})
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	for name := range s.grpc.GetServiceInfo() {

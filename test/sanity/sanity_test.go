@@ -19,7 +19,6 @@ import (
 // allowedSkips are the cases of csi-sanity that may skip, and why. Any other
 // skip fails the test, and so does a row that nothing needs any more.
 var allowedSkips = []struct{ cases, why string }{
-	{`ControllerGetVolumeHealth|ControllerListVolumeHealth|NodeGetVolumeHealth|NodeGetStorageHealth`, "health reports are not there yet"},
 	{`more volumes than the node max attach limit`, "opt-in case: this plugin knows no limit of volumes per node (max_volumes_per_node 0)"},
 }
 
