@@ -53,7 +53,7 @@ func (s *groupController) CreateVolumeGroupSnapshot(ctx context.Context, r *csi.
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateVolumeGroupSnapshotResponse{GroupSnapshot: describeGroup(g)}, nil
+	return &csi.CreateVolumeGroupSnapshotResponse{GroupSnapshot: s.describeGroup(g)}, nil
 }
 
 // takeGroup: every volume in use takes no writes -> every snapshot is cut ->
@@ -149,10 +149,10 @@ func (s *groupController) deleteGroup(ctx context.Context, g pool.Group) error {
 	return nil
 }
 
-func describeGroup(g pool.Group) *csi.VolumeGroupSnapshot {
+func (s *groupController) describeGroup(g pool.Group) *csi.VolumeGroupSnapshot {
 	r := &csi.VolumeGroupSnapshot{GroupSnapshotId: g.ID, CreationTime: timestamppb.New(g.Created), ReadyToUse: g.Taken}
 	for _, snap := range g.Snapshots {
-		r.Snapshots = append(r.Snapshots, describeSnapshot(snap))
+		r.Snapshots = append(r.Snapshots, s.describeSnapshot(snap))
 	}
 	return r
 }
@@ -196,7 +196,7 @@ func (s *groupController) GetVolumeGroupSnapshot(ctx context.Context, r *csi.Get
 	if err != nil {
 		return nil, err
 	}
-	return &csi.GetVolumeGroupSnapshotResponse{GroupSnapshot: describeGroup(g)}, nil
+	return &csi.GetVolumeGroupSnapshotResponse{GroupSnapshot: s.describeGroup(g)}, nil
 }
 
 // sameMembers refuses a list of snapshots that is not the group's. None is no list.

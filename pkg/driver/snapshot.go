@@ -61,12 +61,32 @@ func (s *controller) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotRe
 	}
 	spec := pool.SnapshotSpec{Name: r.GetName(), Volume: r.GetSourceVolumeId()}
 	snap, err := run(ctx, s.work, "snapshot "+spec.Name, "CreateSnapshot", func(ctx context.Context) (pool.Snapshot, error) {
+		if err := s.reachableSnapshot(ctx, spec.Volume, r.GetAccessibilityRequirements()); err != nil {
+			return pool.Snapshot{}, err
+		}
 		return s.takeSnapshot(ctx, spec, crash)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateSnapshotResponse{Snapshot: describeSnapshot(snap)}, nil
+	return &csi.CreateSnapshotResponse{Snapshot: s.describeSnapshot(snap)}, nil
+}
+
+// reachableSnapshot refuses a snapshot that is wanted where its volume's pool is
+// not: that is where it will be.
+func (s *controller) reachableSnapshot(ctx context.Context, volume string, t *csi.TopologyRequirement) error {
+	if len(t.GetRequisite()) == 0 {
+		return nil
+	}
+	v, err := s.Volumes.Volume(ctx, volume)
+	if err != nil {
+		return err
+	}
+	p, err := s.pool(v.Pool)
+	if err != nil {
+		return err
+	}
+	return reachable(p, t)
 }
 
 // takeSnapshot reserves a snapshot and has it taken by whoever has the volume
@@ -99,11 +119,15 @@ func (s *controller) cut(ctx context.Context, snap pool.Snapshot, crash bool) (p
 // freezeLimit is the longest that a filesystem is frozen for a snapshot.
 const freezeLimit = 30 * time.Second
 
-func describeSnapshot(v pool.Snapshot) *csi.Snapshot {
-	return &csi.Snapshot{
+func (s *controller) describeSnapshot(v pool.Snapshot) *csi.Snapshot {
+	r := &csi.Snapshot{
 		SnapshotId: v.ID, SourceVolumeId: v.Volume, SizeBytes: v.Size, GroupSnapshotId: v.Group,
 		CreationTime: timestamppb.New(v.Created), ReadyToUse: v.Taken,
 	}
+	if p, err := s.pool(v.Pool); err == nil {
+		r.AccessibleTopology = []*csi.Topology{topology(p)}
+	}
+	return r
 }
 
 func (s *controller) DeleteSnapshot(ctx context.Context, r *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
@@ -160,7 +184,7 @@ func (s *controller) ListSnapshots(ctx context.Context, r *csi.ListSnapshotsRequ
 	}
 	resp := &csi.ListSnapshotsResponse{NextToken: list.next}
 	for _, v := range list.found {
-		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: describeSnapshot(v)})
+		resp.Entries = append(resp.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: s.describeSnapshot(v)})
 	}
 	return resp, nil
 }
@@ -174,7 +198,7 @@ func (s *controller) listOne(ctx context.Context, id, volume string) (*csi.ListS
 	if err != nil {
 		return nil, err
 	}
-	return &csi.ListSnapshotsResponse{Entries: []*csi.ListSnapshotsResponse_Entry{{Snapshot: describeSnapshot(v)}}}, nil
+	return &csi.ListSnapshotsResponse{Entries: []*csi.ListSnapshotsResponse_Entry{{Snapshot: s.describeSnapshot(v)}}}, nil
 }
 
 func (s *controller) GetSnapshot(ctx context.Context, r *csi.GetSnapshotRequest) (*csi.GetSnapshotResponse, error) {
@@ -190,5 +214,5 @@ func (s *controller) GetSnapshot(ctx context.Context, r *csi.GetSnapshotRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &csi.GetSnapshotResponse{Snapshot: describeSnapshot(v)}, nil
+	return &csi.GetSnapshotResponse{Snapshot: s.describeSnapshot(v)}, nil
 }
