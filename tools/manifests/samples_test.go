@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -36,6 +37,8 @@ func TestSamples(t *testing.T) {
 			case *storagev1.VolumeAttributesClass:
 				driver(file, o.DriverName)
 			case *snapshotv1.VolumeSnapshotClass:
+				driver(file, o.Driver)
+			case *groupv1.VolumeGroupSnapshotClass:
 				driver(file, o.Driver)
 			case *corev1.PersistentVolumeClaim:
 				claims[o.Name] = o
