@@ -18,9 +18,10 @@ import (
 // higher one (I-POOL-10).
 const format = 1
 
-// maxFile bounds a marker, volume or node record; maxAccount the account.
+// maxFile bounds a marker or a record, of which that of a volume with as many
+// layers as there can be is the longest; maxAccount the account.
 const (
-	maxFile    = 64 << 10
+	maxFile    = 512 << 10
 	maxAccount = 1 << 20
 )
 

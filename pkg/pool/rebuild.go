@@ -76,8 +76,8 @@ func (b *rebuild) covered() int {
 
 // planRebuild says whether the record's layers should be rebuilt.
 func (p *Pool) planRebuild(r *record) (*rebuild, error) {
-	if r.Retired || r.Deleting || len(r.Old) > 0 && r.depth() < maxDepth/2 {
-		return nil, nil
+	if r.Retired || r.Deleting || len(r.Old) > 0 && r.depth() < maxDepth/2 || len(r.Old)+2*maxLayers > 4*maxLayers {
+		return nil, nil // the last: the record would become too long
 	}
 	if loose, err := p.looseOrigin(r); err != nil || loose {
 		return &rebuild{Flat: true}, err

@@ -99,7 +99,23 @@ func (r *record) name() string {
 	return r.Name
 }
 
-func (r *record) encode() ([]byte, error) { return encodeObject(&r.stored, r.extra) }
+// encode makes what decodeRecord takes, or nothing: a record that could not be
+// read back would be a lost volume.
+func (r *record) encode() ([]byte, error) {
+	b, err := encodeObject(&r.stored, r.extra)
+	if err == nil && len(b) > maxFile {
+		err = fmt.Errorf("volume %s: %w: its record would have %d bytes, at most %d", r.ID, ErrChainFull, len(b), maxFile)
+	}
+	if err == nil {
+		if reason := r.chainFault(); reason != "" {
+			err = fmt.Errorf("volume %s: %w: a record of it would not be read back: %s", r.ID, ErrChainFull, reason)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
 
 // decodeRecord takes what encode makes, for the record of pool at h.
 func decodeRecord(b []byte, pool string, h hash) (*record, error) {

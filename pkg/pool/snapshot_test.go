@@ -317,3 +317,34 @@ func TestChainStaysShort(t *testing.T) {
 		t.Fatalf("the chain came to %d layers, more than %d", longest, most)
 	}
 }
+
+// The longest record there can be is read back.
+func TestLongestRecord(t *testing.T) {
+	_, p := newSet(t)
+	r := newRecord(p, small(string(bytes.Repeat([]byte{0xff}, MaxName))))
+	id := r.ID
+	l := func() layer {
+		return layer{
+			Image: newRecord(p, small("x")).Image, Snapshot: id, Size: maxSize, Bytes: maxCommitted, Use: UseFormatting,
+			FSType: "a filesystem's name of 32 bytes.", Consistency: ConsistentFilesystem, Created: r.Created,
+		}
+	}
+	r.Rebuild = &rebuild{Switching: true, Flat: true}
+	for i := range maxLayers {
+		r.Layers = append(r.Layers, l())
+		r.Rebuild.New = append(r.Rebuild.New, rebuilt{Image: l().Image, To: i, Bytes: maxCommitted, Done: true})
+		r.Old = append(r.Old, l(), l())
+	}
+	r.Committed = maxCommitted
+	b, err := r.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeRecord(b, "p", r.id.hash); err != nil || len(b) > maxFile/2 {
+		t.Fatalf("%d bytes: %v", len(b), err)
+	}
+	r.Old = append(r.Old, l())
+	if _, err := r.encode(); !errors.Is(err, ErrChainFull) {
+		t.Fatalf("one more: %v", err)
+	}
+}
