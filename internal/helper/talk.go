@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -23,7 +24,10 @@ type Talk struct {
 	in    io.WriteCloser
 	lines *bufio.Scanner
 	tail  *tail
-	done  <-chan error
+
+	waiting sync.Once
+	ended   chan struct{} // closed when err is known
+	err     error
 }
 
 // Start runs a [Command] of this program that is talked to.
@@ -37,7 +41,7 @@ func Start(ctx context.Context, name string, args ...string) (*Talk, error) {
 		return nil, err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	t := &Talk{name: name, cmd: cmd, tail: &tail{max: maxStderr}}
+	t := &Talk{name: name, cmd: cmd, tail: &tail{max: maxStderr}, ended: make(chan struct{})}
 	cmd.Stderr = t.tail
 	if t.in, err = cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -74,24 +78,30 @@ func (t *Talk) Line(ctx context.Context) (string, error) {
 	}
 }
 
+func (t *Talk) result(err error) error {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		return err
+	}
+	e := &ExitError{Name: t.name, Code: exit.ExitCode(), Stderr: strings.TrimSpace(string(t.tail.buf))}
+	if e.Code > exitErrno {
+		e.Errno = syscall.Errno(e.Code - exitErrno)
+	}
+	return e
+}
+
 // End tells the child to end, and waits for that until ctx ends.
 func (t *Talk) End(ctx context.Context) error {
 	t.in.Close()
-	if t.done == nil {
-		done := make(chan error, 1)
-		t.done = done
-		go func() { done <- t.cmd.Wait() }()
-	}
+	t.waiting.Do(func() {
+		go func() {
+			t.err = t.result(t.cmd.Wait())
+			close(t.ended)
+		}()
+	})
 	select {
-	case err := <-t.done:
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-			e := &ExitError{Name: t.name, Code: exit.ExitCode(), Stderr: strings.TrimSpace(string(t.tail.buf))}
-			if e.Code > exitErrno {
-				e.Errno = syscall.Errno(e.Code - exitErrno)
-			}
-			return e
-		}
-		return err
+	case <-t.ended:
+		return t.err
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %s (pid %d)", ErrStuck, t.name, t.cmd.Process.Pid)
 	}

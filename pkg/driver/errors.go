@@ -110,6 +110,7 @@ var rules = []rule{
 	{err: node.ErrDeviceDead, code: codes.Internal},
 
 	{err: vhdx.ErrPoisoned, code: codes.Internal},
+	{err: vhdx.ErrUndecided, code: codes.Internal},
 	{err: vhdx.ErrTakenOver, code: codes.FailedPrecondition},
 	{err: vhdx.ErrUnrelated, code: codes.FailedPrecondition},
 	{err: vhdx.ErrParentMissing, code: codes.FailedPrecondition},

@@ -8,6 +8,7 @@ import (
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
 
 var _ control.Holder = (*Manager)(nil)
@@ -69,16 +70,28 @@ func (m *Manager) cut(ctx context.Context, v *volume, snapshot string, o control
 	var c control.CutResult
 	live := pool.Live{Image: im}
 	f := m.frozenOf(v.entry.Volume)
-	if o.Token != "" && (f == nil || f.token != o.Token || time.Now().After(f.until)) && !v.entry.ReadOnly {
+	if o.Token != "" && (f == nil || f.token != o.Token || f.over()) && !v.entry.ReadOnly {
 		return c, control.ErrFrozenNoMore
+	}
+	if f != nil && f.over() { // whoever wanted it has not come back
+		if err := m.unfreeze(ctx, v); err != nil {
+			return c, err
+		}
+		f = nil
 	}
 	switch {
 	case v.entry.ReadOnly:
-		live.Around = while(func() pool.Consistency { return pool.ConsistentFilesystem })
+		live.Around = while(unwritten(im))
+	case o.Token != "":
+		live.Around = while(f.still)
 	case f != nil:
 		live.Around = while(f.consistency)
 	case o.Freeze && !v.entry.Block:
-		live.Around = func(cut func(func() pool.Consistency) error) error {
+		// Most of it before the volume's lock is taken, which does not last long.
+		if err := m.syncMounted(ctx, v); err != nil {
+			return c, err
+		}
+		live.Around = func(cut func(pool.Likeness) error) error {
 			f, err := m.freeze(ctx, v, "", min(o.Limit, FreezeLimit))
 			if err != nil {
 				return err
@@ -96,8 +109,24 @@ func (m *Manager) cut(ctx context.Context, v *volume, snapshot string, o control
 }
 
 // while is a cut of a disk that is held still already.
-func while(like func() pool.Consistency) func(func(func() pool.Consistency) error) error {
-	return func(cut func(func() pool.Consistency) error) error { return cut(like) }
+func while(like pool.Likeness) func(func(pool.Likeness) error) error {
+	return func(cut func(pool.Likeness) error) error { return cut(like) }
+}
+
+// unwritten is what a disk is like that is only read.
+func unwritten(im *vhdx.Image) pool.Likeness {
+	if im.Info().Replay.Entries > 0 {
+		return pool.Always(pool.ConsistentCrash)
+	}
+	return pool.Always(pool.ConsistentFilesystem)
+}
+
+func (m *Manager) syncMounted(ctx context.Context, v *volume) error {
+	path, err := m.mountedStaging(v)
+	if err == nil {
+		_, err = m.tools.self(ctx, m.cfg.Deadlines.Sync, cmdSyncfs, path)
+	}
+	return err
 }
 
 // Freeze keeps writes away from a volume until Thaw with the same token, or
@@ -111,10 +140,10 @@ func (m *Manager) Freeze(ctx context.Context, volumeID, token string, limit time
 			return nil
 		}
 		f := m.frozenOf(volumeID)
-		if f != nil && time.Now().Before(f.until) && f.token != token {
+		if f != nil && !f.over() && f.token != token {
 			return fmt.Errorf("%w: it is frozen for somebody else", ErrPending)
 		}
-		if f == nil || time.Now().After(f.until) {
+		if f == nil || f.over() {
 			if err := m.unfreeze(ctx, v); err != nil {
 				return err
 			}
@@ -170,8 +199,11 @@ func (m *Manager) unfreeze(ctx context.Context, v *volume) error {
 	if f == nil {
 		return nil
 	}
+	if err := m.thaw(ctx, v, f); err != nil {
+		return err
+	}
 	m.change(func() { delete(m.frozen, id) })
-	return m.thaw(ctx, v, f)
+	return nil
 }
 
 // Follow makes a volume follow its record: the limits of its device, what

@@ -23,7 +23,7 @@ func (m *Manager) tearDown(ctx context.Context, v *volume) error {
 	if v.dev == nil && v.image == nil {
 		return m.tearDownLeftover(ctx, v)
 	}
-	if err := m.unfreeze(ctx, v); err != nil {
+	if err := errors.Join(m.unfreeze(ctx, v), m.thawMarked(ctx, v)); err != nil {
 		return err
 	}
 	if err := m.drainFilesystem(ctx, v); err != nil {

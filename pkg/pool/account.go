@@ -183,7 +183,7 @@ func (p *Pool) admit(a *account, o *operation) error {
 		a.Operations = map[string]*operation{}
 	}
 	a.Operations[o.key] = o
-	a.frees = o.Kind == opDelete
+	a.frees = o.Kind == opDelete || o.Drop
 	return nil
 }
 

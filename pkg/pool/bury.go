@@ -77,7 +77,10 @@ func (s *session) bury(ctx context.Context, r *record, o *operation) error {
 				return err
 			}
 		}
-		return s.commit(ctx, o, func() error { return s.p.unlinkRecord(r) })
+		return s.commit(ctx, o, func() error {
+			o.Bytes = r.Committed
+			return s.p.unlinkRecord(r)
+		})
 	}
 	after := *r
 	after.Deleting, after.Retired, after.Image, after.Attachments, after.Rebuild = false, true, "", nil, nil
@@ -186,6 +189,20 @@ func (r *record) without(image string) {
 		})
 	}
 	r.Layers, r.Old = drop(r.Layers), drop(r.Old)
+}
+
+// letOrigin ends what the volume has with another one's layer, when it stands
+// there no more and none of its old images does.
+func (s *session) letOrigin(r *record) error {
+	if r.Retired || r.Origin == nil || r.Origin.Depth > 0 || len(r.Old) > 0 || r.Rebuild != nil {
+		return nil
+	}
+	// First, for a record without it would leave the announcement for ever.
+	if err := s.p.disclaim(r.Origin.Image, r.Origin.As); err != nil {
+		return err
+	}
+	r.Origin = nil
+	return s.replaceFresh(r)
 }
 
 // unretire removes the record of a deleted volume that has no layer left.

@@ -234,8 +234,11 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 		if err != nil {
 			return err
 		}
-		if after != nil { // it has retired
+		switch {
+		case after != nil: // it has retired
 			o.Bytes = o.Before - after.Committed
+		case o.Before > 0:
+			o.Bytes = o.Before
 		}
 		return s.settled(ctx, o)
 	case !r.Deleting:

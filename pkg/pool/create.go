@@ -31,6 +31,12 @@ func (p *Pool) createVolume(ctx context.Context, spec Spec) (Volume, error) {
 	defer s.close()
 	r, err := p.readRecord(s.hash)
 	if err == nil && r.Deleting {
+		if err := s.finish(ctx); err != nil {
+			return Volume{}, err
+		}
+		r, err = p.readRecord(s.hash)
+	}
+	if err == nil && r.Deleting {
 		if err := s.delete(ctx, r); err != nil {
 			return Volume{}, fmt.Errorf("finish the deletion of %s: %w", r.ID, err)
 		}
@@ -96,6 +102,9 @@ func (p *Pool) existing(r *record, spec Spec) (Volume, error) {
 }
 
 func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
+	if spec.Source.Of != "" && spec.Source.Snapshot == "" {
+		return Volume{}, fmt.Errorf("create volume %q: %w: the volume that was there has just been deleted", spec.Name, ErrBusy)
+	}
 	r := newRecord(s.p, spec)
 	src, err := s.p.open(ctx, r, spec)
 	if err != nil {
@@ -108,7 +117,7 @@ func (s *session) create(ctx context.Context, spec Spec) (Volume, error) {
 		return Volume{}, s.p.full(err, o.Bytes)
 	}
 	ctx = context.WithoutCancel(ctx)
-	f, err := s.p.build(ctx, r, src)
+	f, err := s.build(ctx, r, src)
 	if err == nil {
 		err = s.commit(ctx, o, func() error { return s.p.linkRecord(r) })
 		f.Close() // only now is the image anybody's

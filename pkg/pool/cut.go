@@ -18,10 +18,16 @@ import (
 type Live struct {
 	Image *vhdx.Image
 	// Around runs cut, with the filesystem frozen if that is what it does; like,
-	// which is called while writes wait, says what the disk is like. Nil: cut is
-	// run, and is like a power cut.
-	Around func(cut func(like func() Consistency) error) error
+	// which is called while writes wait, says what the disk is like, or why it is
+	// not to be cut. Nil: cut is run, and is like a power cut.
+	Around func(cut func(like Likeness) error) error
 }
+
+// Likeness says what a disk is like while its writes wait.
+type Likeness func() (Consistency, error)
+
+// Always is the Likeness of a disk that does not change it.
+func Always(c Consistency) Likeness { return func() (Consistency, error) { return c, nil } }
 
 // Cut takes a snapshot that is reserved: the image that the volume has becomes
 // the snapshot, and a new child of it the volume's image. Whoever has the volume
@@ -63,6 +69,9 @@ func (p *Pool) cutSnapshot(ctx context.Context, id volumeID, l Live) (Snapshot, 
 	if snap, err = p.findSnapshot(id); err != nil { // again: it may have been deleted
 		return Snapshot{}, err
 	}
+	if err := s.finish(ctx); err != nil {
+		return Snapshot{}, err
+	}
 	r, err := p.live(vid)
 	if err != nil {
 		return Snapshot{}, err
@@ -79,10 +88,8 @@ func (p *Pool) cutSnapshot(ctx context.Context, id volumeID, l Live) (Snapshot, 
 // cut freezes the volume's image under the name of a snapshot, "" for none, and
 // returns the record as it is then.
 func (s *session) cut(ctx context.Context, r *record, snapshot string, l Live) (_ *record, err error) {
-	if len(r.Layers) >= maxLayers || r.depth() >= maxDepth {
-		return nil, fmt.Errorf("volume %s: %w: %d images; delete snapshots, the rest is done in the background", r.ID, ErrChainFull, r.depth())
-	}
-	if l.Image == nil {
+	// Who reads an image that a snapshot was made of goes on with that one.
+	if l.Image == nil || l.Image.ReadOnly() && !r.isHead(l.Image) {
 		if l, err = s.p.offline(ctx, r.id); err != nil {
 			return nil, err
 		}
@@ -90,6 +97,12 @@ func (s *session) cut(ctx context.Context, r *record, snapshot string, l Live) (
 	}
 	if r, err = s.finishSwitch(ctx, r, l.Image); err != nil {
 		return nil, err
+	}
+	switch {
+	case !r.isHead(l.Image):
+		return nil, fmt.Errorf("volume %s: %w: its image is %s, and not %s, which is open", r.ID, ErrBusy, r.Image, l.Image.Info().File)
+	case len(r.Layers) >= maxLayers || r.depth() >= maxDepth:
+		return nil, fmt.Errorf("volume %s: %w: %d images; delete snapshots, the rest is done in the background", r.ID, ErrChainFull, r.depth())
 	}
 	c := &cutting{s: s, r: r, snapshot: snapshot, live: l}
 	c.old, c.next = r.Image, uuid.NewString()
@@ -115,6 +128,11 @@ func (s *session) cut(ctx context.Context, r *record, snapshot string, l Live) (
 	return nil, s.p.full(err, o.Bytes)
 }
 
+// isHead reports whether an open image is the one that the volume is written to.
+func (r *record) isHead(im *vhdx.Image) bool {
+	return path.Base(im.Info().File) == path.Base(imagePath(r.Image))
+}
+
 // cutSlack is by how much an image may grow while its snapshot is prepared.
 const cutSlack = 256 * mib
 
@@ -128,9 +146,7 @@ func (p *Pool) offline(ctx context.Context, id volumeID) (Live, error) {
 	if im.Info().Replay.Entries > 0 {
 		like = ConsistentCrash
 	}
-	return Live{Image: im, Around: func(cut func(func() Consistency) error) error {
-		return cut(func() Consistency { return like })
-	}}, nil
+	return Live{Image: im, Around: func(cut func(Likeness) error) error { return cut(Always(like)) }}, nil
 }
 
 // cutting is one cut.
@@ -153,12 +169,10 @@ func (c *cutting) run(ctx context.Context) error {
 	}
 	around := c.live.Around
 	if around == nil {
-		around = func(cut func(func() Consistency) error) error {
-			return cut(func() Consistency { return ConsistentCrash })
-		}
+		around = func(cut func(Likeness) error) error { return cut(Always(ConsistentCrash)) }
 	}
 	called := false
-	err = around(func(like func() Consistency) error {
+	err = around(func(like Likeness) error {
 		called = true
 		if c.live.Image.ReadOnly() { // nothing changes, and who reads it goes on
 			return errors.Join(f.Close(), c.record(like))
@@ -175,15 +189,19 @@ func (c *cutting) run(ctx context.Context) error {
 }
 
 // record is what the pause waits for.
-func (c *cutting) record(like func() Consistency) error {
+func (c *cutting) record(like Likeness) error {
 	bytes, err := c.s.p.allocated(c.old)
+	if err != nil {
+		return err
+	}
+	consistency, err := like()
 	if err != nil {
 		return err
 	}
 	next := *c.r
 	next.Layers = append(slices.Clone(c.r.Layers), layer{
 		Image: c.old, Snapshot: c.snapshot, Size: c.live.Image.Size(), Bytes: bytes, Use: c.r.Use, FSType: c.r.FSType,
-		Consistency: like(), Created: time.Now().UTC().Truncate(time.Millisecond),
+		Consistency: consistency, Created: time.Now().UTC().Truncate(time.Millisecond),
 	})
 	next.Image = c.next
 	next.Committed = next.frozenBytes() + max(next.headFootprint(c.r.Size), c.r.Committed-c.r.frozenBytes())
@@ -194,7 +212,10 @@ func (c *cutting) record(like func() Consistency) error {
 		return err
 	}
 	if err := c.s.p.replaceRecord(&next); err != nil {
-		if !c.s.p.says(&next) {
+		switch says, rerr := c.s.p.says(&next); {
+		case rerr != nil:
+			return fmt.Errorf("%w: %w: %w", vhdx.ErrUndecided, err, rerr)
+		case !says:
 			return err
 		}
 		// Whether it is durable is not known. The way back is not known to be
@@ -205,7 +226,7 @@ func (c *cutting) record(like func() Consistency) error {
 			return err
 		}
 		if c.s.p.tree.SyncDir(path.Dir(c.s.p.pathOf(&next))) != nil {
-			return err
+			return fmt.Errorf("%w: %w", vhdx.ErrUndecided, err)
 		}
 	}
 	c.r, c.done = &next, true
@@ -213,9 +234,9 @@ func (c *cutting) record(like func() Consistency) error {
 }
 
 // says reports whether the record on the share is this one.
-func (p *Pool) says(r *record) bool {
+func (p *Pool) says(r *record) (bool, error) {
 	cur, err := p.readRecord(r.id.hash)
-	return err == nil && cur.id == r.id && cur.Revision == r.Revision && cur.Image == r.Image
+	return err == nil && cur.id == r.id && cur.Revision == r.Revision && cur.Image == r.Image, err
 }
 
 // commitChange ends a change whose record is written.

@@ -24,10 +24,13 @@ func (p *Pool) deleteVolume(ctx context.Context, id volumeID) error {
 		return err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
 	r, err := p.readRecord(id.hash)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && r.id != id:
-		return s.finish(ctx)
+		return nil
 	case err != nil:
 		return err
 	case !r.Deleting && len(r.Attachments) > 0:

@@ -201,6 +201,9 @@ func (p *Pool) group(r *groupRecord) (Group, error) {
 	}
 	for i := range r.Volumes {
 		sr, err := p.readSnapshot(dirSnapshots, hashOf(r.member(i)))
+		if errors.Is(err, fs.ErrNotExist) && !g.Taken {
+			continue // its deletion, or its reservation, was cut short
+		}
 		if err != nil {
 			return Group{}, fmt.Errorf("group %s: its snapshot of volume %s: %w", r.ID, r.Volumes[i], err)
 		}
@@ -328,7 +331,7 @@ func (s *session) deleteGroup(ctx context.Context, r *groupRecord) error {
 			continue
 		}
 		if err == nil {
-			err = s.p.deleteSnapshot(ctx, sr.id)
+			err = s.p.deleteSnapshot(ctx, sr.id, false)
 		}
 		if err != nil {
 			return fmt.Errorf("delete group snapshot %s: %w", r.ID, err)

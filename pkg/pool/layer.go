@@ -220,6 +220,12 @@ func (p *Pool) eachLineage(ctx context.Context, fn func(name string, r *record, 
 		if err == nil {
 			r, err = decodeRetired(b, p.name, h)
 		}
+		if err == nil {
+			// While it retires a volume has two records, and the first counts.
+			if live, lerr := p.readRecord(r.id.hash); lerr == nil && live.id == r.id {
+				return nil
+			}
+		}
 		return fn(name, r, err)
 	})
 }

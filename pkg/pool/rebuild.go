@@ -148,11 +148,32 @@ func (p *Pool) rebuildStep(ctx context.Context, id volumeID, progress func(done,
 	if err := p.fill(ctx, r, job, progress); err != nil {
 		return false, false, fmt.Errorf("volume %s: merge layers into image %s: %w", id, job.Image, err)
 	}
-	return true, false, p.markDone(ctx, id, job)
+	if err := p.markDone(ctx, id, job); err != nil {
+		return false, false, errors.Join(err, p.removeStray(ctx, id, job.Image))
+	}
+	return true, false, nil
+}
+
+// removeStray removes an image that was filled and that no record names any
+// more: the volume was deleted meanwhile.
+func (p *Pool) removeStray(ctx context.Context, id volumeID, image string) error {
+	s, err := p.lockVolume(ctx, id.hash)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	r, err := p.lineage(id)
+	if err == nil && r.names(image) || err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return s.removeFrozen(image)
 }
 
 // nextRebuilt begins the next new image, or finds the one that is under way.
 func (s *session) nextRebuilt(ctx context.Context, id volumeID) (*record, *rebuilt, error) {
+	if err := s.finish(ctx); err != nil {
+		return nil, nil, err
+	}
 	r, err := s.p.live(id)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil, nil
@@ -185,6 +206,9 @@ func (s *session) nextRebuilt(ctx context.Context, id volumeID) (*record, *rebui
 			break
 		}
 		bytes += r.Layers[end+1].Bytes
+	}
+	if r.Rebuild.Flat && start == 0 { // and what the origin has
+		bytes = max(bytes, footprint(r.Size, r.Params))
 	}
 	job := rebuilt{Image: uuid.NewString(), To: end, Bytes: bytes + cutSlack + bitmapBytes(r.Size)}
 	next := *r
@@ -265,6 +289,9 @@ func (p *Pool) markDone(ctx context.Context, id volumeID, job *rebuilt) error {
 		return err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
 	r, err := p.live(id)
 	if err != nil {
 		return err
@@ -304,6 +331,9 @@ func (p *Pool) doSwitch(ctx context.Context, id volumeID, im *vhdx.Image) (err e
 		return err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
 	r, err := p.live(id)
 	if err != nil {
 		return err
@@ -361,6 +391,9 @@ func (s *session) finishSwitch(_ context.Context, r *record, im *vhdx.Image) (*r
 	b := r.Rebuild
 	if b == nil || !b.Switching {
 		return r, nil
+	}
+	if !r.isHead(im) {
+		return nil, fmt.Errorf("volume %s: %w: its image is %s, and not %s, which is open", r.ID, ErrBusy, r.Image, im.Info().File)
 	}
 	top := b.New[len(b.New)-1].Image
 	err := im.ReplaceParent(vhdx.ParentChange{ //nolint:contextcheck // what it does is short, or may not be cut short

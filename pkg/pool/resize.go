@@ -20,6 +20,9 @@ func (p *Pool) resize(ctx context.Context, id volumeID, size int64) (Volume, err
 		return Volume{}, err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return Volume{}, err
+	}
 	r, err := p.live(id)
 	if err != nil {
 		return Volume{}, err

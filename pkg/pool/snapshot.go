@@ -252,7 +252,7 @@ func (s *Set) DeleteSnapshot(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("delete snapshot %s: %w", id, err)
 	}
-	if err := p.deleteSnapshot(ctx, sid); err != nil {
+	if err := p.deleteSnapshot(ctx, sid, false); err != nil {
 		return fmt.Errorf("delete snapshot %s: %w", id, p.notWritable(err))
 	}
 	return nil
@@ -261,7 +261,9 @@ func (s *Set) DeleteSnapshot(ctx context.Context, id string) error {
 // deleteSnapshot: layer without the snapshot's id -> snapshot's record removed.
 // A death between leaves the name reserved and nothing taken; it is deleted, or
 // cut again, as any other.
-func (p *Pool) deleteSnapshot(ctx context.Context, id volumeID) error {
+//
+// With abandoned it goes only if nobody will come back for it.
+func (p *Pool) deleteSnapshot(ctx context.Context, id volumeID, abandoned bool) error {
 	l, err := p.newSession(id.hash, func(s *session) error { return s.take(ctx, snapshotLock(id.hash)) })
 	if err != nil {
 		return err
@@ -287,6 +289,9 @@ func (p *Pool) deleteSnapshot(ctx context.Context, id volumeID) error {
 	if err != nil {
 		return err
 	}
+	if abandoned && !p.abandoned(r, v) {
+		return nil
+	}
 	if v != nil {
 		for i := range v.Layers {
 			if v.Layers[i].Snapshot == r.ID {
@@ -298,4 +303,17 @@ func (p *Pool) deleteSnapshot(ctx context.Context, id volumeID) error {
 		}
 	}
 	return p.tree.Remove(r.path())
+}
+
+// abandoned reports whether nobody will come back for a snapshot: it is old, and
+// exists for the sake of a clone or has never been taken.
+func (p *Pool) abandoned(r *snapshotRecord, v *record) bool {
+	if time.Since(r.Reserved) < abandonedAge || r.Group != "" {
+		return false
+	}
+	cut := false
+	if v != nil {
+		_, cut = v.snapshot(r.ID)
+	}
+	return r.dir == dirCuts || !cut
 }

@@ -186,14 +186,15 @@ func (p *Pool) openLayer(image string) (*vhdx.Image, error) {
 }
 
 // build makes the image of a new volume.
-func (p *Pool) build(ctx context.Context, r *record, src *opened) (io.Closer, error) {
+func (s *session) build(ctx context.Context, r *record, src *opened) (io.Closer, error) {
+	p := s.p
 	switch {
 	case src == nil:
 		return p.buildImage(r)
 	case !src.attached:
 		return p.buildCopy(ctx, r, src)
 	}
-	if err := p.stand(ctx, r, src); err != nil {
+	if err := s.stand(ctx, r, src); err != nil {
 		return nil, err
 	}
 	return p.buildChild(ctx, r.Image, src.image, vhdx.ChildOptions{
@@ -203,12 +204,16 @@ func (p *Pool) build(ctx context.Context, r *record, src *opened) (io.Closer, er
 
 // stand announces the new volume to the layer that it will stand on, which must
 // still be one (I-POOL-16).
-func (p *Pool) stand(ctx context.Context, r *record, src *opened) error {
-	s, err := p.lockVolume(ctx, src.lineage.id.hash)
-	if err != nil {
-		return err
+func (s *session) stand(ctx context.Context, r *record, src *opened) error {
+	p := s.p
+	if src.lineage.id.hash != s.hash { // else it had the very name that the new one has
+		other, err := p.lockVolume(ctx, src.lineage.id.hash)
+		if err != nil {
+			return err
+		}
+		defer other.close()
+		s = other
 	}
-	defer s.close()
 	v, err := p.lineage(src.lineage.id)
 	if err != nil {
 		return err

@@ -84,7 +84,7 @@ func (s *Set) Untended(ctx context.Context, fn func(volume string) error) error 
 			if damaged(err) {
 				return nil // Problems names it
 			}
-			if err != nil || len(r.Layers)+len(r.Old) == 0 && !r.Retired {
+			if err != nil || len(r.Layers)+len(r.Old) == 0 && !r.Retired && r.Origin == nil {
 				return err
 			}
 			return fn(r.ID)
@@ -100,19 +100,14 @@ func (p *Pool) deleteAbandoned(ctx context.Context) (err error) {
 			if err != nil {
 				return nil //nolint:nilerr // Problems names it
 			}
-			r, err := decodeSnapshot(b, p.name, dir, h)
-			if err != nil || time.Since(r.Reserved) < abandonedAge {
-				return nil //nolint:nilerr // Problems names it
-			}
-			v, err := p.volumeOf(r)
-			if err == nil && r.Group == "" && (dir == dirCuts || !p.snapshotOf(r, v).Taken) {
-				old = append(old, r.id)
+			if r, err := decodeSnapshot(b, p.name, dir, h); err == nil && time.Since(r.Reserved) > abandonedAge {
+				old = append(old, r.id) // if it is, under the locks
 			}
 			return nil
 		}))
 	}
 	for _, id := range old {
-		err = errors.Join(err, p.deleteSnapshot(ctx, id))
+		err = errors.Join(err, p.deleteSnapshot(ctx, id, true))
 	}
 	return errors.Join(err, p.deleteAbandonedGroups(ctx))
 }
@@ -149,6 +144,9 @@ func (p *Pool) tend(ctx context.Context, id volumeID) (t Tended, err error) {
 		return t, err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return t, err
+	}
 	r, err := p.lineage(id)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBusy) {
 		return t, nil
@@ -156,7 +154,7 @@ func (p *Pool) tend(ctx context.Context, id volumeID) (t Tended, err error) {
 	for err == nil {
 		var image string
 		if image, err = p.idle(r); err != nil || image == "" {
-			return t, errors.Join(err, s.unretire(r))
+			return t, errors.Join(err, s.letOrigin(r), s.unretire(r))
 		}
 		var freed int64
 		freed, err = s.dropFrozen(ctx, r, image)

@@ -8,6 +8,9 @@ import (
 // The errors a caller can act on. Every error of this package wraps at most
 // one of them; the text names the file and the place.
 var (
+	// ErrUndecided: whether the record that a rotation waits for names the child
+	// is not known. The image takes no more writes.
+	ErrUndecided = errors.New("not known whether it happened")
 	// ErrCorrupt: the bytes break the format. Always a [*CorruptError].
 	ErrCorrupt = errors.New("image is corrupt")
 	// ErrNotVHDX: the file does not begin with the VHDX signature.

@@ -118,6 +118,7 @@ func (im *Image) switchTo(root, child *Image, record func() error) error {
 		close(g.opened)
 		root.pause.Store(int64(time.Since(began)))
 	}()
+	held := im.gate.Load() // by Hold
 	im.gate.Store(g)
 	im.writable.Store(false)
 	im.pins.wait()
@@ -125,8 +126,14 @@ func (im *Image) switchTo(root, child *Image, record func() error) error {
 	defer im.committing.Unlock()
 	im.background.Wait() // nobody is left to start more
 	if err := im.freeze(child, record); err != nil {
+		if errors.Is(err, ErrUndecided) {
+			return im.poisonWith(err)
+		}
 		err = errors.Join(err, im.resumeWriting())
-		im.gate.Store(nil)
+		if held != nil {
+			im.writable.Store(false)
+		}
+		im.gate.Store(held)
 		return err
 	}
 	child.opts.Journal, child.journalSeq = im.opts.Journal, im.journalSeq
