@@ -78,6 +78,9 @@ func (t *Talk) Line(ctx context.Context) (string, error) {
 	}
 }
 
+// Kill ends the child at once. What it has changed stays.
+func (t *Talk) Kill() error { return t.cmd.Process.Kill() }
+
 func (t *Talk) result(err error) error {
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if !ok {

@@ -239,6 +239,48 @@ func TestFreeze(t *testing.T) {
 	}
 }
 
+// The members of a group fail when their freeze has ended; a plain snapshot
+// after that freezes again.
+func TestFreezeHasEnded(t *testing.T) {
+	r := newKeptRig(t, pool.Spec{Name: "pvc-1", Size: realSize("ext4")})
+	r.start()
+	r.mustCall("ext4", "stage", "publish", "write")
+	if _, err := r.m.Freeze(t.Context(), r.id, "group", 50*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	r.mustCall("ext4", "write") // waits for the limit
+	snap, err := r.real.set.ReserveSnapshot(t.Context(), pool.SnapshotSpec{Name: "late", Volume: r.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.m.Cut(t.Context(), r.id, snap.ID, control.CutOptions{Token: "group"}); !errors.Is(err, control.ErrFrozenNoMore) {
+		t.Fatalf("cut with a freeze that has ended: %v", err)
+	}
+	if c := r.snapshot("s", false); c.Consistency != pool.ConsistentFilesystem {
+		t.Fatalf("%+v", c)
+	}
+	r.mustCall("ext4", "write", "unpublish", "unstage")
+	r.wantClean()
+}
+
+// A process that was to thaw and is killed leaves nothing frozen.
+func TestFreezerKilled(t *testing.T) {
+	r := newKeptRig(t, pool.Spec{Name: "pvc-1", Size: realSize("ext4")})
+	r.start()
+	r.mustCall("ext4", "stage", "publish", "write")
+	if _, err := r.m.Freeze(t.Context(), r.id, "mine", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.m.frozenOf(r.id).talk.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.m.Thaw(t.Context(), r.id, "mine"); err != nil {
+		t.Fatal(err)
+	}
+	r.mustCall("ext4", "write", "unpublish", "unstage")
+	r.wantClean()
+}
+
 // What a plugin that died has frozen is thawed by what it left behind.
 func TestFreezerOutlivesPlugin(t *testing.T) {
 	r := newKeptRig(t, pool.Spec{Name: "pvc-1", Size: realSize("ext4")})
