@@ -130,7 +130,7 @@ e2e: cluster-build ## the end-to-end tests in such a cluster; E2E_FLAGS='-run Te
 	$(GO) vet -C test/e2e ./...
 	CGO_ENABLED=0 $(GO) test -C test/e2e ./internal/...
 	CGO_ENABLED=0 $(GO) test -C test/e2e -c -o /dev/null .
-	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 18m $(E2E_FLAGS) .
+	@$(START_CLUSTER) env CGO_ENABLED=0 GOPROXY=off $(GO) test -C test/e2e -vet=off -count=1 -v -timeout 24m $(E2E_FLAGS) .
 
 .PHONY: picture
 picture: cluster-build ## the dashboard with the data of an end-to-end run, into docs/how-to; needs prometheus (apt)

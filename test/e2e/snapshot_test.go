@@ -164,7 +164,7 @@ func TestGroupSnapshot(t *testing.T) {
 }
 
 // TestManySnapshots: 50 snapshots of a volume under verified I/O, deleted in
-// random order while it goes on; one in ten is restored and read.
+// random order while it goes on; one in 25 is restored and read.
 func TestManySnapshots(t *testing.T) {
 	t.Parallel()
 	e := start(t)
@@ -177,7 +177,7 @@ func TestManySnapshots(t *testing.T) {
 		acknowledged[i] = e.status(db).Writes
 		e.snapshot(fmt.Sprint("s", i), "db")
 	}
-	for i := 0; i < many; i += 10 {
+	for i := 0; i < many; i += 25 {
 		name := fmt.Sprint("r", i)
 		e.claimFrom(name, class, 320*mib, corev1.PersistentVolumeFilesystem, "VolumeSnapshot", fmt.Sprint("s", i))
 		p := e.run(pod(name, name, false, "audit", 128*mib, 1))
