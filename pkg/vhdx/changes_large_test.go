@@ -63,7 +63,7 @@ func TestChangesOfLargeDisk(t *testing.T) {
 	if len(got) == 0 || got[0][0] < 5*gib-4096 || got[len(got)-1][0]+got[len(got)-1][1] != 64*tib {
 		t.Errorf("allocated: %x", got)
 	}
-	if took > 4*mib {
+	if took > 4*mib && !raceEnabled { // its own memory counts too
 		t.Errorf("%d bytes of memory for the maps of a disk of 64 TiB", took)
 	}
 }
