@@ -32,7 +32,7 @@ type scenario struct {
 // stride is which steps are tried: each so-manieth.
 func (sc scenario) stride(of int) int {
 	if sc.long {
-		return 3 * of
+		return 7 * of
 	}
 	return of
 }
@@ -346,7 +346,7 @@ func TestFault(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%v/forever=%v", sc.name, fault.errno, fault.forever), func(t *testing.T) {
 				at := 1
 				for faultOnce(t, sc, at, fault.errno, fault.forever) {
-					at += stride
+					at += sc.stride(stride)
 				}
 			})
 		}

@@ -239,7 +239,11 @@ func imagesLeft(t testing.TB, p *Pool) (n int) {
 }
 
 func TestSnapshotsInAnyOrder(t *testing.T) {
-	for seed := range uint64(6) {
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			d := newDisks(t, seed)
 			d.create(Source{}, make([]byte, testDisk))
