@@ -105,6 +105,8 @@ const (
 	HelperSyncfs
 	HelperAlive
 	HelperRead
+	HelperFreeze
+	HelperThaw
 	HelperMkfsExt4
 	HelperMkfsXFS
 	HelperFsck
@@ -191,6 +193,8 @@ var names = [End]string{
 	HelperSyncfs:      helperPrefix + "node-syncfs",
 	HelperAlive:       helperPrefix + "node-alive",
 	HelperRead:        helperPrefix + "node-read",
+	HelperFreeze:      helperPrefix + "node-freeze",
+	HelperThaw:        helperPrefix + "node-thaw",
 	HelperMkfsExt4:    helperPrefix + "mkfs.ext4",
 	HelperMkfsXFS:     helperPrefix + "mkfs.xfs",
 	HelperFsck:        helperPrefix + "e2fsck",

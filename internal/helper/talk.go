@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/internal/deathpoint"
 )
 
 // Talk is a child that goes on while its parent does something else, and ends
@@ -54,6 +56,7 @@ func Start(ctx context.Context, name string, args ...string) (*Talk, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
+	deathpoint.Helper(name)
 	return t, nil
 }
 

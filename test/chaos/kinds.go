@@ -79,6 +79,8 @@ func wayTo(p deathpoint.Point) how {
 // unreached are the points that no death of a worker leads to, and why.
 var unreached = map[deathpoint.Point]string{
 	deathpoint.HelperRead:      "asks a device that has been lost whether it is dead",
+	deathpoint.HelperFreeze:    "begins a snapshot, and this program takes none",
+	deathpoint.HelperThaw:      "thaws what a process has left frozen that was killed together with its worker",
 	deathpoint.HelperLoopAlive: "asks a device whose connection nobody holds",
 	deathpoint.HelperStay:      "takes back a removal that a death has cut off half-way, which takes luck",
 	deathpoint.NodeGrown:       "the pool has grown the image itself, unless it was open just then",
