@@ -140,6 +140,9 @@ func (t *tender) tend(ctx context.Context, volume string) error {
 		},
 	})
 	t.done(done)
+	if done.Left != "" {
+		t.add(done.Left)
+	}
 	if done.Removed+done.Rebuilt > 0 {
 		log.Info("Freed images that nobody needs", "removed", done.Removed, "bytes", done.Freed, "merged", done.Rebuilt)
 	}

@@ -103,7 +103,14 @@ func (s *controller) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeReques
 		return nil, err
 	}
 	err := only(ctx, s.work, id, "DeleteVolume", func(ctx context.Context) error {
-		return s.Volumes.DeleteVolume(ctx, id)
+		v, known := s.Volumes.Volume(ctx, id)
+		if err := s.Volumes.DeleteVolume(ctx, id); err != nil {
+			return err
+		}
+		if known == nil && s.Untended != nil && v.Origin != "" {
+			s.Untended(v.Origin) // which may have been kept for this one alone
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

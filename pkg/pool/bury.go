@@ -193,7 +193,7 @@ func (r *record) without(image string) {
 
 // letOrigin ends what the volume has with another one's layer, when it stands
 // there no more and none of its old images does.
-func (s *session) letOrigin(r *record) error {
+func (s *session) letOrigin(r *record, t *Tended) error {
 	if r.Retired || r.Origin == nil || r.Origin.Depth > 0 || len(r.Old) > 0 || r.Rebuild != nil {
 		return nil
 	}
@@ -201,12 +201,13 @@ func (s *session) letOrigin(r *record) error {
 	if err := s.p.disclaim(r.Origin.Image, r.Origin.As); err != nil {
 		return err
 	}
+	t.Left = r.Origin.Volume
 	r.Origin = nil
 	return s.replaceFresh(r)
 }
 
 // unretire removes the record of a deleted volume that has no layer left.
-func (s *session) unretire(r *record) error {
+func (s *session) unretire(r *record, t *Tended) error {
 	if !r.Retired || len(r.Layers)+len(r.Old) > 0 {
 		return nil
 	}
@@ -214,6 +215,7 @@ func (s *session) unretire(r *record) error {
 		if err := s.p.disclaim(r.Origin.Image, r.Origin.As); err != nil {
 			return err
 		}
+		t.Left = r.Origin.Volume
 	}
 	if err := s.fresh(); err != nil {
 		return err

@@ -237,10 +237,14 @@ func (p *Pool) replaceRecord(r *record) error {
 }
 
 func (p *Pool) volume(r *record) Volume {
+	from := ""
+	if r.Origin != nil {
+		from = r.Origin.Volume
+	}
 	return Volume{
 		ID: r.ID, Name: r.name(), Pool: p.name, Size: r.Size, Params: r.Params,
 		Use: r.Use, FSType: r.FSType, Created: r.Created, Attachments: r.Attachments,
-		Limits: r.limits(), OnFull: r.onFull(), Layers: r.depth() - 1,
+		Limits: r.limits(), OnFull: r.onFull(), Layers: r.depth() - 1, Origin: from,
 		Image: path.Join(p.tree.Name(), imagePath(r.Image)),
 	}
 }

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,9 @@ type Tended struct {
 	Removed int   // images
 	Freed   int64 // bytes that they took
 	Rebuilt int   // images that layers were merged into
+	// Left is the id of a volume on which this one stands no more, and which may
+	// have something to free because of that; "": of none.
+	Left string
 }
 
 // Tender is how [Set.Tend] works.
@@ -67,6 +71,7 @@ func (s *Set) Tend(ctx context.Context, id string, how Tender) (Tended, error) {
 	last, err := p.tend(ctx, v)
 	t.Removed += last.Removed
 	t.Freed += last.Freed
+	t.Left = cmp.Or(last.Left, t.Left)
 	return t, err
 }
 
@@ -154,7 +159,7 @@ func (p *Pool) tend(ctx context.Context, id volumeID) (t Tended, err error) {
 	for err == nil {
 		var image string
 		if image, err = p.idle(r); err != nil || image == "" {
-			return t, errors.Join(err, s.letOrigin(r), s.unretire(r))
+			return t, errors.Join(err, s.letOrigin(r, &t), s.unretire(r, &t))
 		}
 		var freed int64
 		freed, err = s.dropFrozen(ctx, r, image)

@@ -59,6 +59,8 @@ type Volume struct {
 	Attachments []Attachment
 	// Layers is how many images lie below the one that is written.
 	Layers int
+	// Origin is the id of the volume on whose layer this one stands; "": on none.
+	Origin string
 	Image  string // absolute path of the image file, for messages and tools
 }
 
