@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -157,6 +158,15 @@ func TestGroupSnapshot(t *testing.T) {
 		list, err := objects.Resource(snapshots).Namespace(e.ns).List(e.ctx, metav1.ListOptions{})
 		if err == nil && len(list.Items) != 2 {
 			err = fmt.Errorf("%d snapshots", len(list.Items))
+		}
+		return err
+	})
+	// Without its finalizer the snapshot-controller forgets the group with its
+	// object, and it adds that only after the group can be used.
+	e.await("finalizer of the group", func() error {
+		g, err := objects.Resource(groups).Namespace(e.ns).Get(e.ctx, "both", metav1.GetOptions{})
+		if err == nil && len(g.GetFinalizers()) == 0 {
+			err = errors.New("there is none")
 		}
 		return err
 	})
