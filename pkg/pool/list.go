@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
@@ -48,6 +50,52 @@ func parseToken(t string) (position, error) {
 		return p, nil
 	}
 	return position{}, bad
+}
+
+func pageSize(max int) int {
+	if max <= 0 {
+		return maxPage
+	}
+	return max
+}
+
+// page has each pool list what it has from where token says on, until there is
+// more than fits, and returns the token for that. last is the hash of the last
+// one that fn has listed of the pool, "" if there was none.
+func (s *Set) page(token string, fn func(p *Pool, after string) (last string, more bool, err error)) (next string, err error) {
+	var at position
+	if token != "" {
+		if at, err = parseToken(token); err != nil {
+			return "", err
+		}
+		if !slices.Contains(s.names, at.pool) {
+			return "", fmt.Errorf("list token: %w: its pool %s is not served here", ErrBadToken, at.pool)
+		}
+	}
+	have, err := s.whole()
+	if err != nil {
+		return "", err
+	}
+	for _, p := range slices.SortedFunc(slices.Values(have), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) }) {
+		if p.name < at.pool {
+			continue
+		}
+		after := ""
+		if p.name == at.pool {
+			after = at.hash
+		}
+		last, more, err := fn(p, after)
+		if err != nil {
+			return "", fmt.Errorf("pool %s: %w", p.name, err)
+		}
+		if last != "" {
+			at = position{p.name, last}
+		}
+		if more {
+			return at.token(), nil
+		}
+	}
+	return "", nil
 }
 
 // list returns up to max live volumes after a name hash. more: there may be others.

@@ -224,47 +224,17 @@ const maxPage = 1000
 // List returns at most max volumes (0: 1000) from where token says, and the
 // token to go on with, "" at the end. The order is that of the pools' names and
 // then of the ids, and stays. ErrBadToken.
-func (s *Set) List(ctx context.Context, token string, max int) ([]Volume, string, error) {
-	if max <= 0 {
-		max = maxPage
-	}
-	var at position
-	if token != "" {
-		var err error
-		if at, err = parseToken(token); err != nil {
-			return nil, "", err
-		}
-		if !slices.Contains(s.names, at.pool) {
-			return nil, "", fmt.Errorf("list token: %w: its pool %s is not served here", ErrBadToken, at.pool)
-		}
-	}
-	have, err := s.whole()
+func (s *Set) List(ctx context.Context, token string, max int) (vols []Volume, next string, err error) {
+	max = pageSize(max)
+	next, err = s.page(token, func(p *Pool, after string) (string, bool, error) {
+		got, last, more, err := p.list(ctx, after, max-len(vols))
+		vols = append(vols, got...)
+		return last, more, err
+	})
 	if err != nil {
 		return nil, "", fmt.Errorf("list volumes: %w", err)
 	}
-	var vols []Volume
-	pools := slices.SortedFunc(slices.Values(have), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) })
-	for _, p := range pools {
-		if p.name < at.pool {
-			continue
-		}
-		after := ""
-		if p.name == at.pool {
-			after = at.hash
-		}
-		got, last, more, err := p.list(ctx, after, max-len(vols))
-		if err != nil {
-			return nil, "", fmt.Errorf("list pool %s: %w", p.name, err)
-		}
-		vols = append(vols, got...)
-		if last != "" {
-			at = position{p.name, last}
-		}
-		if more {
-			return vols, at.token(), nil
-		}
-	}
-	return vols, "", nil
+	return vols, next, nil
 }
 
 // Resize records the size the volume shall have (never less than it has) and

@@ -1,11 +1,9 @@
 package pool
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // SnapshotFilter says which snapshots a list has. The zero value: all.
@@ -15,41 +13,16 @@ type SnapshotFilter struct{ Volume string }
 // where token says, and the token to go on with, "" at the end. The order is as
 // that of [Set.List]. ErrBadToken.
 func (s *Set) Snapshots(ctx context.Context, f SnapshotFilter, token string, max int) ([]Snapshot, string, error) {
-	if max <= 0 {
-		max = maxPage
-	}
-	var at position
-	if token != "" {
-		var err error
-		if at, err = parseToken(token); err != nil {
-			return nil, "", err
-		}
-		if !slices.Contains(s.names, at.pool) {
-			return nil, "", fmt.Errorf("list token: %w: its pool %s is not served here", ErrBadToken, at.pool)
-		}
-	}
-	have, err := s.whole()
+	l := &snapshotList{filter: f, max: pageSize(max), volumes: map[string]*record{}}
+	next, err := s.page(token, func(p *Pool, after string) (string, bool, error) {
+		l.last = ""
+		err := l.list(ctx, p, after)
+		return l.last, l.more, err
+	})
 	if err != nil {
 		return nil, "", fmt.Errorf("list snapshots: %w", err)
 	}
-	l := &snapshotList{filter: f, max: max, volumes: map[string]*record{}}
-	pools := slices.SortedFunc(slices.Values(have), func(a, b *Pool) int { return cmp.Compare(a.name, b.name) })
-	for _, p := range pools {
-		if p.name < at.pool {
-			continue
-		}
-		after := ""
-		if p.name == at.pool {
-			after = at.hash
-		}
-		if err := l.list(ctx, p, after); err != nil {
-			return nil, "", fmt.Errorf("list pool %s: %w", p.name, err)
-		}
-		if l.more {
-			return l.found, position{p.name, l.last}.token(), nil
-		}
-	}
-	return l.found, "", nil
+	return l.found, next, nil
 }
 
 // snapshotList is a page that is being filled.
@@ -57,7 +30,7 @@ type snapshotList struct {
 	filter  SnapshotFilter
 	max     int
 	found   []Snapshot
-	last    string // hash of the last one found
+	last    string // hash of the last one found in the pool at hand
 	more    bool
 	volumes map[string]*record // already read, by id
 }

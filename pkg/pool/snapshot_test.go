@@ -352,3 +352,44 @@ func TestLongestRecord(t *testing.T) {
 		t.Fatalf("one more: %v", err)
 	}
 }
+
+// A page that ends with a pool goes on with all of the next one.
+func TestSnapshotPagesOverPools(t *testing.T) {
+	_, a := newSet(t, func(o *Options) { o.Name = "a" })
+	_, b := newSet(t, func(o *Options) { o.Name = "b" })
+	s, err := NewSet(a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		spec := small("v")
+		spec.Pool = name
+		v, err := s.CreateVolume(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			if _, err := take(t.Context(), s, v.ID, fmt.Sprint(name, i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for max := 1; max <= 9; max++ {
+		seen := map[string]bool{}
+		for token := ""; ; {
+			page, next, err := s.Snapshots(t.Context(), SnapshotFilter{}, token, max)
+			if err != nil || len(page) > max {
+				t.Fatalf("%d in a page of %d: %v", len(page), max, err)
+			}
+			for _, x := range page {
+				seen[x.ID] = true
+			}
+			if token = next; token == "" {
+				break
+			}
+		}
+		if len(seen) != 8 {
+			t.Fatalf("pages of %d show %d snapshots of 8", max, len(seen))
+		}
+	}
+}
