@@ -237,8 +237,8 @@ func (im *rawImage) Blank() (bool, error) {
 // loopAttacher makes loop devices straight on the files of rawVolumes.
 type loopAttacher struct {
 	vols *rawVolumes
-	busy bool // Detach and Teardown answer ErrBusy
-	last blockdev.Config
+	busy bool            // Detach and Teardown answer ErrBusy
+	last blockdev.Config // under vols.mu
 }
 
 func (a *loopAttacher) Name() string { return "loop on a plain file" }
@@ -247,7 +247,9 @@ func (a *loopAttacher) Attach(_ context.Context, c blockdev.Config) (blockdev.De
 	if err := a.vols.failure("Attach"); err != nil {
 		return nil, err
 	}
+	a.vols.mu.Lock()
 	a.last = c
+	a.vols.mu.Unlock()
 	im := c.Image.(*rawImage)
 	path, err := loopdev.Attach(loopdev.Config{
 		File: im.File, BlockSize: im.sector, ReadOnly: im.readOnly, Tag: filepath.Base(im.Name())})

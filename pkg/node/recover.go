@@ -38,14 +38,18 @@ func (m *Manager) Recover(ctx context.Context) ([]Recovered, error) {
 			e.Device = nil
 		}
 		v := &volume{entry: e}
-		m.volumes[e.Volume] = v
 		if m.resumable(e) {
-			m.busy[e.Volume] = true
 			v.waiting = errResuming
 			resumes = append(resumes, &resumption{v: v, done: make(chan struct{})})
 		} else {
 			down = append(down, v)
 		}
+		m.change(func() {
+			m.volumes[e.Volume] = v
+			if v.waiting != nil {
+				m.busy[e.Volume] = true
+			}
+		})
 	}
 	lost := m.resumeAll(ctx, resumes, &results)
 	for _, v := range down {
