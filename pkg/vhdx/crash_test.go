@@ -27,6 +27,21 @@ func TestCrash(t *testing.T) {
 	seeds.Store(*crashFirst - 1)
 	var failed atomic.Bool
 	began := time.Now()
+	progress := func() {
+		distinct, opened := v.count()
+		t.Logf("%d of %d distinct images, %d judged, seeds %d to %d, %v", distinct, v.want, opened, *crashFirst, seeds.Load(), time.Since(began).Round(time.Second))
+	}
+	over := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(30 * time.Second):
+				progress()
+			}
+		}
+	}()
 	var wg sync.WaitGroup
 	for range max(2, runtime.GOMAXPROCS(0)) {
 		wg.Go(func() {
@@ -39,9 +54,10 @@ func TestCrash(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	distinct, opened := v.count()
+	over <- struct{}{} // no line after the test's end
+	distinct, _ := v.count()
 	t.Attr("images", strconv.Itoa(distinct))
-	t.Logf("%d distinct images, %d judged, seeds %d to %d, %v", distinct, opened, *crashFirst, seeds.Load(), time.Since(began).Round(time.Second))
+	progress()
 }
 
 // oneSeed repeats what a failure printed.
