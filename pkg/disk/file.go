@@ -134,7 +134,7 @@ func CreateFile(path string, size int64) (*NewFile, error) {
 	if err != nil {
 		return nil, errors.Join(err, draft.Close())
 	}
-	f, err := newFile(dup, vhdx.FileOptions{})
+	f, err := newFile(dup, vhdx.FileOptions{NoLock: true})
 	if err == nil {
 		err = f.Resize(size)
 	}

@@ -37,7 +37,7 @@ func CreateImageOn(draft *vhdx.Draft, o vhdx.CreateOptions) (*NewImage, vhdx.Cre
 	if err != nil {
 		return nil, vhdx.Created{}, err
 	}
-	f, err := vhdx.NewOSFile(dup, vhdx.FileOptions{})
+	f, err := vhdx.NewOSFile(dup, vhdx.FileOptions{NoLock: true})
 	if err != nil {
 		return nil, vhdx.Created{}, errors.Join(err, dup.Close())
 	}

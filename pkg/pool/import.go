@@ -115,7 +115,14 @@ type source struct {
 	info vhdx.Info
 }
 
-func (s *source) Close() { s.file.Close() }
+func (s *source) Close() { unlockAndClose(s.file) }
+
+// unlockAndClose does not leave the lock to the closing: a child that this
+// process has begun to start shares it until its exec.
+func unlockAndClose(f *os.File) {
+	_ = fsx.Unlock(f, fsx.Whole)
+	f.Close()
+}
 
 // openSource opens a file, locks it, and refuses what is damaged.
 func openSource(ctx context.Context, file string) (*source, error) {
@@ -135,7 +142,7 @@ func openSource(ctx context.Context, file string) (*source, error) {
 		err = stillNamed(file, f)
 	}
 	if err != nil {
-		f.Close()
+		unlockAndClose(f)
 		return nil, err
 	}
 	return s, nil

@@ -82,7 +82,7 @@ func (p *Pool) newSession(h hash, lock func(*session) error) (*session, error) {
 
 // close ends all locks of the operation.
 func (s *session) close() {
-	s.f.Close()
+	unlockAndClose(s.f)
 	for _, k := range s.keys {
 		s.p.keys.leave(k)
 	}

@@ -45,7 +45,7 @@ func createDraft(d *Draft, createOn func(File) (Created, error)) (Created, error
 	if err != nil {
 		return Created{}, err
 	}
-	f, err := NewOSFile(dup, FileOptions{})
+	f, err := NewOSFile(dup, FileOptions{NoLock: true})
 	if err != nil {
 		return Created{}, errors.Join(err, dup.Close())
 	}

@@ -16,10 +16,10 @@ import (
 // tmpfs; not NFS), not even a kill leaves anything of it; elsewhere it has a
 // temporary name in the same directory, which begins with ".vhdx-create-".
 type Draft struct {
-	path string // the name to be
-	tmp  string // the name until then; "": none
-	f    *os.File
-	done bool
+	path         string // the name to be
+	tmp          string // the name until then; "": none
+	f            *os.File
+	locked, done bool
 }
 
 // NewDraft begins a file, mode 0600, that is to be called path.
@@ -44,9 +44,14 @@ func NewDraft(path string) (*Draft, error) {
 // what they write through takes a duplicate ([Draft.Open]).
 func (d *Draft) File() *os.File { return d.f }
 
-// Open returns a duplicate of the draft's descriptor: the same open file
-// description, and so the same lock.
+// Open locks the file for as long as there is the draft, and returns a
+// duplicate of its descriptor: the same open file description, and so the same
+// lock ([FileOptions].NoLock).
 func (d *Draft) Open() (*os.File, error) {
+	if err := lockFile(d.f, true); err != nil {
+		return nil, err
+	}
+	d.locked = true
 	fd, err := unix.FcntlInt(d.f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", d.path, err)
@@ -108,7 +113,11 @@ func (d *Draft) replace() error {
 
 // Close ends the draft. Of one that was not published nothing is left.
 func (d *Draft) Close() error {
-	err := d.f.Close()
+	var err error
+	if d.locked {
+		err = unlockFile(d.f)
+	}
+	err = errors.Join(err, d.f.Close())
 	if d.tmp != "" && !d.done {
 		if rmErr := os.Remove(d.tmp); !errors.Is(rmErr, fs.ErrNotExist) {
 			err = errors.Join(err, rmErr)

@@ -35,12 +35,13 @@ type FileOptions struct {
 // need no alignment: what direct I/O cannot take is copied, and a partial page
 // is read, changed and written under a lock of that page.
 type OSFile struct {
-	f     *os.File
-	fd    int
-	align int            // of direct I/O; 1: buffered
-	pages [64]sync.Mutex // by page number; held over the read and the write of one partial page
-	syncs atomic.Int64
-	id    FileID
+	f      *os.File
+	fd     int
+	locked bool
+	align  int            // of direct I/O; 1: buffered
+	pages  [64]sync.Mutex // by page number; held over the read and the write of one partial page
+	syncs  atomic.Int64
+	id     FileID
 }
 
 // NewOSFile takes f over, a regular file opened for reading and, unless
@@ -61,9 +62,10 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 		of.id = FileID{sys.Dev, sys.Ino}
 	}
 	if !o.NoLock {
-		if err := of.lock(!o.ReadOnly); err != nil {
+		if err := lockFile(of.f, !o.ReadOnly); err != nil {
 			return nil, err
 		}
+		of.locked = true
 	}
 	if !o.Buffered {
 		of.align = of.tryDirect()
@@ -71,12 +73,13 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 	return of, nil
 }
 
-func (f *OSFile) lock(exclusive bool) error {
-	l := unix.Flock_t{Type: unix.F_RDLCK}
+// lockFile takes an OFD lock on the whole file, and does not wait: [ErrInUse].
+func lockFile(f *os.File, exclusive bool) error {
+	typ := int16(unix.F_RDLCK)
 	if exclusive {
-		l.Type = unix.F_WRLCK
+		typ = unix.F_WRLCK
 	}
-	err := retryEINTR(func() error { return unix.FcntlFlock(uintptr(f.fd), unix.F_OFD_SETLK, &l) })
+	err := setLock(f, typ)
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%s: another process has it open: %w", f.Name(), ErrInUse)
@@ -84,6 +87,20 @@ func (f *OSFile) lock(exclusive bool) error {
 		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return nil
+}
+
+// unlockFile gives the lock up. Closing alone would not, as long as a child
+// that this process has begun to start has not come to its exec.
+func unlockFile(f *os.File) error {
+	if err := setLock(f, unix.F_UNLCK); err != nil {
+		return fmt.Errorf("unlock %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func setLock(f *os.File, typ int16) error {
+	l := unix.Flock_t{Type: typ}
+	return retryEINTR(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l) })
 }
 
 // tryDirect turns O_DIRECT on and returns its alignment, or 1 where the
@@ -338,7 +355,13 @@ func (f *OSFile) Descriptor() (fd, align int) { return f.fd, f.align }
 func (f *OSFile) Identity() FileID { return f.id }
 
 // Close releases the lock and closes the file.
-func (f *OSFile) Close() error { return f.f.Close() }
+func (f *OSFile) Close() error {
+	var err error
+	if f.locked {
+		err = unlockFile(f.f)
+	}
+	return errors.Join(err, f.f.Close())
+}
 
 func (f *OSFile) op(name string, call func() error) error {
 	if err := retryEINTR(call); err != nil {
