@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -120,6 +121,37 @@ func TestPoolNotAvailable(t *testing.T) {
 	for i, p := range []string{"frozen", "absent"} {
 		e.bound(p)
 		e.run(pod(p, p, false, "fill", mib, 32+i))
+	}
+	e.pauses("frozen", frozen)
+}
+
+// pauses fills a pool: what a pod writes then waits, its claim says so, and it
+// goes on when there is room again.
+func (e *env) pauses(pool, dir string) {
+	e.Helper()
+	e.claim("paused", e.class("ext4", "pool="+pool, "blockSize=1Mi"), 64*mib, corev1.PersistentVolumeFilesystem)
+	e.run(pod("before", "paused", false, "fill", mib, 34))
+	e.remove("before")
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		e.Fatal(err)
+	}
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, int64(fs.Bavail)*fs.Bsize-8*mib), 0o600); err != nil {
+		e.Fatal(err)
+	}
+	e.create(pod("paused", "paused", false, "fill", 16*mib, 35))
+	e.Logf("event: %s", e.event("paused", "writes wait"))
+	began := time.Now()
+	if err := os.Remove(ballast); err != nil {
+		e.Fatal(err)
+	}
+	p := e.ready("paused")
+	e.took("pod ready after the share has room again", began)
+	want := e.status(p).Sum
+	e.remove("paused")
+	if got := e.status(e.run(pod("after", "paused", false, "check", 16*mib, 35))).Sum; got != want {
+		e.Errorf("written %s, read %s", want, got)
 	}
 }
 
