@@ -134,7 +134,7 @@ func (o *options) register(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.allowDeviceLoss, "allow-device-loss", false, "attach volumes although this node's kernel cannot carry their devices over the death of the plugin (before Linux 6.9.4): "+
 		"such a death then costs them, with what was not flushed, and the pods that use them must be restarted")
 	fs.StringVar(&o.keeperSocket, "keeper-socket", "", keeperUsage+". By default the plugin starts one itself, at STATE-DIR/"+keeperSocketName)
-	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler; 0 is no limit")
+	fs.Int64Var(&o.maxVolumes, "max-volumes", 0, "how many volumes this node takes, for the scheduler and the controller; 0 is no limit")
 	fs.StringVar(&o.memoryLimit, "memory-limit", memoryAuto, "soft limit of the Go heap, such as 512Mi; auto is 90 % of the container's limit, or an eighth of the machine's memory; none sets none. The variable GOMEMLIMIT wins over auto")
 	fs.StringVar(&o.metricsAddress, "metrics-address", "", "address to serve Prometheus metrics on, at /metrics, such as :9809; by default nowhere")
 	fs.StringVar(&o.otlpEndpoint, "otlp-endpoint", "", "OpenTelemetry collector that gets a span of each call, by OTLP over gRPC, such as http://collector:4317 (https: with TLS). By default none, unless the variable OTEL_EXPORTER_OTLP_ENDPOINT names one")

@@ -144,7 +144,7 @@ func (o *options) startNode(ctx context.Context, set *pool.Set, h *heart, ob *ob
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the boot id: %w", err)
 	}
-	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now()}
+	self := pool.Node{ID: o.nodeID, BootID: strings.TrimSpace(string(boot)), Seen: time.Now(), MaxVolumes: o.maxVolumes}
 	if networked {
 		deaf, err = o.answerControllers(ctx, set, m, self)
 		return m, deaf, err

@@ -73,6 +73,7 @@ var rules = []rule{
 	{err: pool.ErrChainFull, code: codes.ResourceExhausted},
 	{err: pool.ErrNotTogether, code: codes.FailedPrecondition},
 	{err: pool.ErrConflict, code: codes.AlreadyExists},
+	{err: pool.ErrNodeFull, code: codes.ResourceExhausted},
 	{err: pool.ErrNoSpace, code: codes.ResourceExhausted},
 	{err: pool.ErrInvalid, code: codes.InvalidArgument},
 	{err: pool.ErrOutOfRange, code: codes.OutOfRange},

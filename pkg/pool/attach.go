@@ -38,12 +38,6 @@ func (p *Pool) update(ctx context.Context, id volumeID, change func(*record) err
 var errSame = errors.New("nothing to change")
 
 func (p *Pool) attach(ctx context.Context, id volumeID, node string, readOnly bool) error {
-	if _, err := p.live(id); err != nil {
-		return err
-	}
-	if _, err := p.node(node); err != nil {
-		return err
-	}
 	return p.update(ctx, id, func(r *record) error {
 		if len(r.Attachments) > 0 { // one at most, in this version
 			switch a := r.Attachments[0]; {

@@ -197,3 +197,39 @@ func TestAttachRace(t *testing.T) {
 	}
 	audit(t, p)
 }
+
+// TestNodeFull: a node takes as many volumes as it says, whoever counts.
+func TestNodeFull(t *testing.T) {
+	s, p := newSet(t)
+	ctx := t.Context()
+	if err := s.RegisterNode(ctx, Node{ID: "small", MaxVolumes: 2}); err != nil {
+		t.Fatal(err)
+	}
+	ids := make([]string, 4)
+	for i := range ids {
+		ids[i] = create(t, s, fmt.Sprint("v", i)).ID
+	}
+	other, _ := openSet(t, p.tree.Name()) // another controller
+	attach := func(by *Set, i int) {
+		t.Helper()
+		if err := by.Attach(ctx, ids[i], "small", false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach(other, 0)
+	attach(s, 1)
+	for range 2 {
+		wantErr(t, "a third volume", s.Attach(ctx, ids[2], "small", false), ErrNodeFull, "small", "--max-volumes is 2")
+		attach(s, 1) // it is there
+	}
+	wantErr(t, "no volume", s.Attach(ctx, "default_0123456789abcdef0123456789abcdef_01234567", "small", false), ErrNotFound)
+	if err := other.Detach(ctx, ids[0], "small"); err != nil {
+		t.Fatal(err)
+	}
+	attach(s, 2)
+	if err := s.Detach(ctx, ids[1], ""); err != nil {
+		t.Fatal(err)
+	}
+	attach(s, 3)
+	wantErr(t, "a third volume", s.Attach(ctx, ids[0], "small", false), ErrNodeFull)
+}

@@ -37,6 +37,8 @@ var (
 	ErrAttachedElsewhere = errors.New("volume is attached to another node")
 	// ErrIncompatible: attached to this very node, but with the other readOnly.
 	ErrIncompatible = errors.New("volume is attached to this node in another mode")
+	// ErrNodeFull: the node has as many volumes as it takes.
+	ErrNodeFull = errors.New("node takes no more volumes")
 	// ErrNoNode: no node of this id is registered.
 	ErrNoNode = errors.New("node is not registered")
 	// ErrNoPool: no pool of this name is served here.

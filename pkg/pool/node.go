@@ -14,6 +14,8 @@ type nodeRecord struct {
 	BootID string    `json:"bootId,omitempty"`
 	Seen   time.Time `json:"seen"`
 
+	MaxVolumes int64 `json:"maxVolumes,omitempty"`
+
 	Endpoints    []string      `json:"endpoints,omitempty"`
 	Certificates []Certificate `json:"certificates,omitempty"`
 }

@@ -29,6 +29,8 @@ type Set struct {
 	stop context.CancelFunc
 
 	controller *Controller // likewise
+
+	loads nodeLoads
 }
 
 // present is which pools are open; replaced as a whole.
@@ -250,13 +252,24 @@ func (s *Set) Resize(ctx context.Context, id string, size int64) (Volume, error)
 }
 
 // Attach records that node may stage the volume. ErrNotFound, ErrNoNode,
-// ErrAttachedElsewhere, ErrIncompatible.
+// ErrAttachedElsewhere, ErrIncompatible, ErrNodeFull.
 func (s *Set) Attach(ctx context.Context, id, node string, readOnly bool) error {
 	p, v, err := s.of(id)
 	if err != nil {
 		return err
 	}
-	return p.notWritable(p.attach(ctx, v, node, readOnly))
+	if _, err := p.live(v); err != nil {
+		return err
+	}
+	n, err := p.node(node)
+	if err != nil {
+		return err
+	}
+	attach := func() error { return p.attach(ctx, v, node, readOnly) }
+	if n.MaxVolumes > 0 {
+		return p.notWritable(s.attachWithin(ctx, n, id, attach))
+	}
+	return p.notWritable(attach())
 }
 
 // Detach takes the record of it back: of node, or of all nodes for "".
@@ -271,7 +284,11 @@ func (s *Set) Detach(ctx context.Context, id, node string) error {
 	if err != nil {
 		return fmt.Errorf("detach volume %s: %w", id, err)
 	}
-	return p.notWritable(p.detach(ctx, v, node))
+	if err := p.detach(ctx, v, node); err != nil {
+		return p.notWritable(err)
+	}
+	s.loads.left(id, node)
+	return nil
 }
 
 // SetUse records the volume's use durably. ErrNotFound; ErrInvalid for a step

@@ -76,6 +76,8 @@ type Node struct {
 	ID     string    `json:"id"`
 	BootID string    `json:"bootId,omitempty"`
 	Seen   time.Time `json:"seen"`
+	// MaxVolumes that may be attached to it; 0: any number.
+	MaxVolumes int64 `json:"maxVolumes,omitempty"`
 	// Endpoints are where it can be asked about volumes, as address:port, the
 	// best first, and Certificates whose key it has there. None: nowhere.
 	Endpoints    []string      `json:"endpoints,omitempty"`

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -15,12 +14,6 @@ import (
 
 	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
 )
-
-// allowedSkips are the cases of csi-sanity that may skip, and why. Any other
-// skip fails the test, and so does a row that nothing needs any more.
-var allowedSkips = []struct{ cases, why string }{
-	{`more volumes than the node max attach limit`, "opt-in case: this plugin knows no limit of volumes per node (max_volumes_per_node 0)"},
-}
 
 // pending are cases that csi-sanity itself has switched off.
 var pending = regexp.MustCompile(`pagination should detect volumes added between pages`)
@@ -38,12 +31,13 @@ func TestSanity(t *testing.T) {
 	}
 	for _, access := range []string{"mount", "block"} {
 		dir := home(t)
-		start(t, dir)
+		start(t, dir, "--max-volumes=6")
 		c := sanity.NewTestConfig() // 10 GiB volumes, every idempotent call ten times
 		c.Address = plugin.Endpoint(dir)
 		c.TargetPath = filepath.Join(dir, "kubelet", "target")
 		c.StagingPath = filepath.Join(dir, "kubelet", "staging")
 		c.TestVolumeAccessType = access
+		c.TestNodeVolumeAttachLimit = true
 		c.TestVolumeMutableParameters = map[string]string{"iops": "100000", "bandwidth": "1Gi", "burst": "5", "onFull": "pause"}
 		ginkgo.Describe(access, func() { sanity.GinkgoTest(&c) })
 	}
@@ -56,34 +50,20 @@ func TestSanity(t *testing.T) {
 	checkReport(t, report)
 }
 
-// checkReport counts what ran and holds the skips against the table.
+// checkReport counts what ran. Nothing may skip.
 func checkReport(t *testing.T, report types.Report) {
 	t.Helper()
 	counts := make(map[types.SpecState]int)
-	used := make(map[int]int)
 	for _, s := range report.SpecReports {
 		if s.LeafNodeType != types.NodeTypeIt {
 			continue
 		}
 		counts[s.State]++
 		switch {
-		case s.State == types.SpecStateSkipped:
-			i := skipRow(s)
-			if i < 0 {
-				t.Errorf("unexpected skip: %s: %s", s.FullText(), s.FailureMessage())
-				continue
-			}
-			used[i]++
 		case s.State == types.SpecStatePending && pending.MatchString(s.FullText()):
 		case s.State != types.SpecStatePassed:
 			t.Errorf("%s: %s: %s", s.State, s.FullText(), s.FailureMessage())
 		}
-	}
-	for i, row := range allowedSkips {
-		if used[i] == 0 {
-			t.Errorf("no case of csi-sanity skips for %q any more: take the row out", row.cases)
-		}
-		t.Attr("csi-sanity-skipped", fmt.Sprintf("%d cases: %s", used[i], row.why))
 	}
 	summary := fmt.Sprintf("%d passed, %d failed, %d skipped, %d switched off by csi-sanity",
 		counts[types.SpecStatePassed], counts[types.SpecStateFailed]+counts[types.SpecStatePanicked],
@@ -92,14 +72,4 @@ func checkReport(t *testing.T, report types.Report) {
 	if counts[types.SpecStatePassed] < 100 {
 		t.Errorf("only %d cases passed in both modes together", counts[types.SpecStatePassed])
 	}
-}
-
-func skipRow(s types.SpecReport) int {
-	text := strings.Join(s.ContainerHierarchyTexts, " ") + " " + s.LeafNodeText
-	for i, row := range allowedSkips {
-		if regexp.MustCompile(row.cases).MatchString(text) {
-			return i
-		}
-	}
-	return -1
 }
