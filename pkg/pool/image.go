@@ -22,6 +22,9 @@ func (p *Pool) openImage(ctx context.Context, id volumeID, readOnly bool, o vhdx
 	}
 	f, err := p.openFile(r, readOnly)
 	if err != nil {
+		if err := p.still(r); err != nil { // its deletion has just taken the image
+			return nil, err
+		}
 		return nil, err
 	}
 	mode := lease.Exclusive
@@ -66,13 +69,19 @@ func (p *Pool) openFile(r *record, readOnly bool) (*os.File, error) {
 	return f, nil
 }
 
-func (p *Pool) wrap(id volumeID, r *record, f *os.File, l lease.Lease, readOnly bool) (*leased, error) {
-	cur, err := p.live(id)
-	if err != nil {
-		return nil, err
+// still reports that a volume has been deleted, or has another image, since its
+// record was read.
+func (p *Pool) still(r *record) error {
+	cur, err := p.live(r.id)
+	if err == nil && cur.Image != r.Image {
+		err = fmt.Errorf("open volume %s: %w: its image has just changed", r.ID, ErrBusy)
 	}
-	if cur.Image != r.Image {
-		return nil, fmt.Errorf("open volume %s: %w: its image has just changed", id, ErrBusy)
+	return err
+}
+
+func (p *Pool) wrap(id volumeID, r *record, f *os.File, l lease.Lease, readOnly bool) (*leased, error) {
+	if err := p.still(r); err != nil {
+		return nil, err
 	}
 	osf, err := vhdx.NewOSFile(f, vhdx.FileOptions{ReadOnly: readOnly, NoLock: true})
 	if err != nil {

@@ -155,10 +155,18 @@ func (p *Pool) pathOf(r *record) string {
 // lineage returns the record of a volume that exists, or of one whose snapshots
 // do. ErrNotFound; ErrBusy while it is being deleted.
 func (p *Pool) lineage(id volumeID) (*record, error) {
+	r, err := p.layered(id)
+	if err == nil && r.Deleting {
+		return nil, fmt.Errorf("volume %s: %w: it is being deleted", id, ErrBusy)
+	}
+	return r, err
+}
+
+// layered is lineage for who only looks at snapshots. Those of a volume that is
+// being deleted are in its record until that retires.
+func (p *Pool) layered(id volumeID) (*record, error) {
 	r, err := p.readRecord(id.hash)
 	switch {
-	case err == nil && r.id == id && r.Deleting:
-		return nil, fmt.Errorf("volume %s: %w: it is being deleted", id, ErrBusy)
 	case err == nil && r.id == id:
 		return r, nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):

@@ -147,6 +147,13 @@ const (
 
 // linearChild is one of several controllers in processes of their own.
 func linearChild() int {
+	if os.Getenv(envMixed) != "" {
+		if err := mixedChild(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	first, _ := strconv.Atoi(os.Getenv(envLinearID))
 	n, _ := strconv.Atoi(os.Getenv(envLinearOps))
 	calls, err := controller(os.Getenv(envLinear), first, n)

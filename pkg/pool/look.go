@@ -33,7 +33,7 @@ func (s *Set) Look(_ context.Context, id string) (Look, error) {
 	r, err := p.live(v)
 	switch {
 	case err == nil:
-		return p.look(r), nil
+		return p.look(r)
 	case damaged(err):
 		return Look{Volume: Volume{ID: id, Pool: p.name}, Err: err}, nil
 	}
@@ -75,15 +75,18 @@ func (s *Set) After(id string) (string, error) {
 
 // look sees whether the images are there. One that is not may have been replaced
 // since the record was read: then the record is another one by now.
-func (p *Pool) look(r *record) Look {
+func (p *Pool) look(r *record) (Look, error) {
 	for {
 		err := p.seeImages(r)
 		if err == nil {
-			return Look{Volume: p.volume(r)}
+			return Look{Volume: p.volume(r)}, nil
 		}
 		now, rerr := p.live(r.id)
+		if errors.Is(rerr, ErrNotFound) {
+			return Look{}, rerr // deleted since
+		}
 		if rerr != nil || now.Revision == r.Revision {
-			return Look{Volume: p.volume(r), Err: err}
+			return Look{Volume: p.volume(r), Err: err}, nil
 		}
 		r = now
 	}

@@ -2,7 +2,6 @@ package pool
 
 import (
 	"context"
-	"errors"
 	"fmt"
 )
 
@@ -49,7 +48,7 @@ func (l *snapshotList) list(ctx context.Context, p *Pool, after string) error {
 		}
 		v, seen := l.volumes[r.Volume]
 		if !seen {
-			if v, err = p.volumeOf(r); err != nil && !errors.Is(err, ErrBusy) && !damaged(err) {
+			if v, err = p.volumeOf(r); err != nil && !damaged(err) {
 				return err
 			}
 			l.volumes[r.Volume] = v

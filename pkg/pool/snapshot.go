@@ -211,13 +211,14 @@ func (s *Set) Snapshot(_ context.Context, id string) (Snapshot, error) {
 	return p.snapshotOf(r, v), err
 }
 
-// volumeOf is the record whose layers hold the snapshot; nil if there is none.
+// volumeOf is the record whose layers hold the snapshot, which may be one that is
+// being deleted; nil if there is none.
 func (p *Pool) volumeOf(r *snapshotRecord) (*record, error) {
 	id, err := parseID(r.Volume)
 	if err != nil {
 		return nil, err
 	}
-	v, err := p.lineage(id)
+	v, err := p.layered(id)
 	if errors.Is(err, ErrNotFound) {
 		return nil, nil
 	}
@@ -285,9 +286,15 @@ func (p *Pool) deleteSnapshot(ctx context.Context, id volumeID, abandoned bool) 
 		return err
 	}
 	defer s.close()
+	if err := s.finish(ctx); err != nil {
+		return err
+	}
 	v, err := p.volumeOf(r)
 	if err != nil {
 		return err
+	}
+	if v != nil && v.Deleting {
+		return fmt.Errorf("volume %s: %w: it is being deleted", vid, ErrBusy)
 	}
 	if abandoned && !p.abandoned(r, v) {
 		return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -202,11 +203,21 @@ func (s *session) build(ctx context.Context, r *record, src *opened) (io.Closer,
 	})
 }
 
+// standWait is how long a creation waits for its source's lock against the order.
+const standWait = 5 * time.Second
+
 // stand announces the new volume to the layer that it will stand on, which must
 // still be one (I-POOL-16).
 func (s *session) stand(ctx context.Context, r *record, src *opened) error {
 	p := s.p
 	if src.lineage.id.hash != s.hash { // else it had the very name that the new one has
+		if src.lineage.id.hash.lock() < s.hash.lock() {
+			// Two that are made, each of what had the other's name before, would
+			// wait for each other: whoever waits against the order gives up.
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, standWait)
+			defer cancel()
+		}
 		other, err := p.lockVolume(ctx, src.lineage.id.hash)
 		if err != nil {
 			return err
