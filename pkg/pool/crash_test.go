@@ -187,7 +187,7 @@ func crashChild() int {
 }
 
 func runScenario(s *Set, name, id string) error {
-	for _, sc := range scenarios {
+	for _, sc := range append(scenarios, reflinkScenario) {
 		if sc.name == name {
 			return sc.run(context.Background(), s, id)
 		}

@@ -36,6 +36,10 @@ type disks struct {
 
 func newDisks(t testing.TB, seed uint64) *disks {
 	s, p := newSet(t)
+	return disksOf(t, s, p, seed)
+}
+
+func disksOf(t testing.TB, s *Set, p *Pool, seed uint64) *disks {
 	d := &disks{t: t, s: s, p: p, rnd: rand.New(rand.NewPCG(seed, 1)), vol: map[string][]byte{}, open: map[string]*vhdx.Image{}, snap: map[string][]byte{}}
 	t.Cleanup(func() {
 		for _, im := range d.open {

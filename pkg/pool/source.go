@@ -246,7 +246,7 @@ func (p *Pool) buildCopy(ctx context.Context, r *record, src *opened) (io.Closer
 		return nil, err
 	}
 	err = errNoReflink
-	if src.mode == CloneReflink && src.lineage.depthOf(src.layer.Image) == 1 {
+	if src.mode == CloneReflink && src.lineage.depthOf(src.layer.Image) == 1 && r.fits(src.image.Info()) {
 		err = p.reflink(f, src.layer.Image)
 	}
 	if errors.Is(err, errNoReflink) {
@@ -260,6 +260,13 @@ func (p *Pool) buildCopy(ctx context.Context, r *record, src *opened) (io.Closer
 		return nil, fmt.Errorf("copy into image %s: %w", imagePath(r.Image), p.full(err, r.Committed))
 	}
 	return f, nil
+}
+
+// fits reports whether an image like this one takes no more than the volume
+// counts in the account, whatever the class says of blocks and log (I-POOL-7).
+func (r *record) fits(like vhdx.Info) bool {
+	as := Params{BlockSize: like.BlockSize, LogSize: like.LogSize}
+	return footprint(r.Size, as) <= footprint(r.Size, r.Params)
 }
 
 // errNoReflink: the filesystem does not share blocks between files.
