@@ -87,7 +87,7 @@ func (m *Metrics) Event(outcome string) { m.events.WithLabelValues(outcome).Inc(
 func (m *Metrics) Pools(controller bool, figures func() []pool.Figures) {
 	all := []*Metric{poolUp, poolSeen, poolTotal, poolFree, poolReserve, poolHealth}
 	if controller {
-		all = append(all, poolCommitted, poolAvailable, poolLogical, poolAlloc, poolVolumes, poolCensus)
+		all = append(all, poolCommitted, poolAvailable, poolLogical, poolAlloc, poolPinned, poolVolumes, poolCensus)
 	}
 	m.registry.MustRegister(collector(func(out chan<- prometheus.Metric) {
 		for _, f := range figures() {
@@ -120,6 +120,7 @@ func collectPool(out chan<- prometheus.Metric, controller bool, f pool.Figures) 
 	if c := f.Census; !c.At.IsZero() {
 		out <- poolLogical.one(float64(c.Logical), f.Pool)
 		out <- poolAlloc.one(float64(c.Allocated), f.Pool)
+		out <- poolPinned.one(float64(c.Pinned), f.Pool)
 		out <- poolVolumes.one(float64(c.Volumes), f.Pool)
 		out <- poolCensus.one(unix(c.At), f.Pool)
 	}

@@ -102,7 +102,7 @@ func TestValues(t *testing.T) {
 	m.Pools(true, func() []pool.Figures {
 		return []pool.Figures{
 			{Pool: "fast", At: time.Unix(1000, 0), Total: 100, Free: 40, Reserve: 5, Committed: 70, Available: 25,
-				Census: pool.Census{At: time.Unix(900, 0), Volumes: 2, Logical: 60, Allocated: 30}},
+				Census: pool.Census{At: time.Unix(900, 0), Volumes: 2, Logical: 60, Allocated: 30, Pinned: 20}},
 			{Pool: "gone", Err: errors.New("made by the test")},
 			{Pool: "stuck", Err: errors.New("made by the test"), At: time.Unix(1000, 0), Total: 7, Free: 3},
 		}
@@ -142,6 +142,7 @@ func TestValues(t *testing.T) {
 		`vhdx_csi_pool_committed_bytes{pool="fast"} 70`,
 		`vhdx_csi_pool_logical_bytes{pool="fast"} 60`,
 		`vhdx_csi_pool_allocated_bytes{pool="fast"} 30`,
+		`vhdx_csi_pool_snapshot_pinned_bytes{pool="fast"} 20`,
 		`vhdx_csi_pool_seen_timestamp_seconds{pool="fast"} 1000`,
 		`vhdx_csi_log_replays_total 1`,
 		`vhdx_csi_log_replay_seconds_total 2`,

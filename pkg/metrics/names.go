@@ -69,10 +69,12 @@ var (
 	poolAvailable = metric("controller", "pool_available_bytes", Gauge, "The largest volume that may still be created.",
 		"0: creations are refused with ResourceExhausted. Delete volumes, grow the share, or raise overcommit=.", "pool")
 	poolLogical = metric("controller", "pool_logical_bytes", Gauge, "Sum of the sizes of all volumes, as their devices have them.", "", "pool")
-	poolAlloc   = metric("controller", "pool_allocated_bytes", Gauge, "What the images of all volumes take in the filesystem.",
+	poolAlloc   = metric("controller", "pool_allocated_bytes", Gauge, "What all images take in the filesystem, those of snapshots and of deleted volumes included.",
 		"Much less than total - free: something else fills the share.", "pool")
+	poolPinned = metric("controller", "pool_snapshot_pinned_bytes", Gauge, "What of the allocated bytes is kept for snapshots, and for volumes that were made of them.",
+		"Much of pool_allocated_bytes: deleting snapshots makes room, once no volume stands on them.", "pool")
 	poolVolumes = metric("controller", "pool_volumes", Gauge, "Volumes in the pool.", "", "pool")
-	poolCensus  = metric("controller", "pool_census_timestamp_seconds", Gauge, "When logical bytes, allocated bytes and volumes were counted last, Unix time.",
+	poolCensus  = metric("controller", "pool_census_timestamp_seconds", Gauge, "When logical, allocated and pinned bytes and volumes were counted last, Unix time.",
 		"Every 5 minutes, or in large pools ten times what a count takes.", "pool")
 )
 

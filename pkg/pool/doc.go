@@ -71,4 +71,10 @@
 //	          another. Outside of that none of its snapshots does.
 //	I-POOL-19 A delta names every byte by which two snapshots differ, and no
 //	          sector that no layer between them holds or has given up.
+//	I-POOL-20 What is said of bytes is what the files say. Committed: for each
+//	          image that is written what it may take at most, for each frozen
+//	          one what its file takes, which is also what its record and its
+//	          snapshot say. Allocated: what all image files take. Pinned: what
+//	          of that those take that are snapshots, or lie below one, or below
+//	          an image of another volume.
 package pool

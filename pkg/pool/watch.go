@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -29,9 +28,10 @@ type Figures struct {
 type Census struct {
 	At      time.Time // zero: never yet
 	Volumes int64
-	// Logical is what their devices have, Allocated what their images take
-	// in the filesystem.
-	Logical, Allocated int64
+	// Logical is what their devices have, Allocated what their images take in the
+	// filesystem, frozen ones and those of deleted volumes included, and Pinned
+	// what of that is kept for snapshots, and for clones of them.
+	Logical, Allocated, Pinned int64
 }
 
 // WatchOptions say how pools are watched. The zero value of each duration is
@@ -164,30 +164,70 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// census reads every record, and asks the filesystem for the space of each image.
+// census reads every record, and asks the filesystem for the space of each image
+// (I-POOL-20).
 func (p *Pool) census(ctx context.Context) (Census, error) {
 	var c Census
-	err := p.eachRecord(ctx, func(_ string, r *record, err error) error {
-		if damaged(err) || err == nil && r.Deleting {
+	err := p.eachLineage(ctx, func(_ string, r *record, err error) error {
+		if damaged(err) {
 			return nil
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = p.count(r, &c)
 		}
-		c.Volumes++
-		c.Logical += r.Size
-		st, err := p.tree.Stat(imagePath(r.Image))
-		if err != nil {
-			return nil //nolint:nilerr // an image that is not there takes nothing; Problems names it
-		}
-		if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-			c.Allocated += sys.Blocks * 512
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return Census{}, fmt.Errorf("count the volumes of pool %s: %w", p.name, err)
 	}
 	c.At = time.Now()
 	return c, nil
+}
+
+func (p *Pool) count(r *record, c *Census) error {
+	if !r.Deleting && !r.Retired {
+		c.Volumes++
+		c.Logical += r.Size
+	}
+	pinned, err := p.pinned(r)
+	if err != nil {
+		return err
+	}
+	for _, l := range append(r.layers(), layer{Image: r.Image}) {
+		if l.Image == "" {
+			continue
+		}
+		bytes, err := p.allocated(l.Image)
+		if err != nil {
+			continue // an image that is not there takes nothing; Problems names it
+		}
+		c.Allocated += bytes
+		if pinned[l.Image] {
+			c.Pinned += bytes
+		}
+	}
+	return nil
+}
+
+// pinned are the images of a record that are kept for snapshots and for what
+// other volumes have made of them.
+func (p *Pool) pinned(r *record) (map[string]bool, error) {
+	images := map[string]bool{}
+	needed, err := p.needed(r)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range needed {
+		images[l.Image] = true
+	}
+	for i, l := range r.Old {
+		used, err := p.hasChildren(l.Image)
+		if err != nil {
+			return nil, err
+		}
+		for _, below := range r.Old[:i+1] {
+			images[below.Image] = images[below.Image] || used
+		}
+	}
+	return images, nil
 }
