@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/internal/fsx"
@@ -49,6 +50,8 @@ type operation struct {
 	Committed int64 `json:"committedAfter,omitempty"`
 	// Before is what the record committed before a change of its images.
 	Before int64 `json:"committedBefore,omitempty"`
+	// Layers are the images below it that an import makes with it, from the bottom up.
+	Layers []string `json:"layers,omitempty"`
 	// Parent is the image, of another volume, that a creation's image is a child of.
 	Parent string `json:"parent,omitempty"`
 	// Drop: the image is being removed.
@@ -134,8 +137,14 @@ func (o *operation) valid() bool {
 	o.hash = h
 	_, iok := parseIncarnation(o.Incarnation)
 	known := o.Kind == opCreate || o.Kind == opGrow || o.Kind == opDelete || o.Kind == opChange
-	return ok && iok && known && validImage(o.Image) && (o.Parent == "" || validImage(o.Parent)) && o.Bytes >= 0 && o.Bytes <= maxCommitted
+	for _, l := range o.Layers {
+		known = known && validImage(l)
+	}
+	return ok && iok && known && len(o.Layers) <= maxLayers && validImage(o.Image) && (o.Parent == "" || validImage(o.Parent)) && o.Bytes >= 0 && o.Bytes <= maxCommitted
 }
+
+// images are those that the operation is on, from the bottom up.
+func (o *operation) images() []string { return append(slices.Clone(o.Layers), o.Image) }
 
 // reserved is the sum with everything under way, and how much of that fixed
 // images will take from the filesystem.

@@ -83,7 +83,7 @@ func (s *session) bury(ctx context.Context, r *record, o *operation) error {
 		})
 	}
 	after := *r
-	after.Deleting, after.Retired, after.Image, after.Attachments, after.Rebuild = false, true, "", nil, nil
+	after.Deleting, after.Retired, after.Image, after.Attachments, after.Rebuild, after.Import = false, true, "", nil, nil, nil
 	after.Layers, after.Old = needed, kept
 	after.Committed = after.frozenBytes()
 	return s.commit(ctx, o, func() error {

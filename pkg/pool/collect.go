@@ -252,28 +252,36 @@ func (s *session) resolveDelete(ctx context.Context, o *operation) error {
 	return s.remove(ctx, r, o)
 }
 
-// removeUnborn removes the image of a creation that did not happen. It must be
+// removeUnborn removes the images of a creation that did not happen. Each must be
 // locked by nobody, and incomplete, or without any data, or a file that was to be
 // imported and has its old name yet: what holds data is never removed because a
 // record is missing (I-POOL-4), but for a copy.
 func (p *Pool) removeUnborn(o *operation) error {
-	f, err := p.claimImage(o.Image)
+	var err error
+	for _, image := range o.images() {
+		err = errors.Join(err, p.removeUnbornImage(image, o.Copy))
+	}
+	return err
+}
+
+func (p *Pool) removeUnbornImage(image string, isCopy bool) error {
+	f, err := p.claimImage(image)
 	if err != nil {
 		return err
 	}
 	if f == nil {
-		return p.leases.Forget(o.Image) // whoever removed it may have died before that
+		return p.leases.Forget(image) // whoever removed it may have died before that
 	}
 	defer f.Close()
-	name := imagePath(o.Image)
+	name := imagePath(image)
 	kept, err := fsx.OtherNames(f)
 	if err != nil {
 		return err
 	}
-	if !kept && !o.Copy && !dataless(f) {
+	if !kept && !isCopy && !dataless(f) {
 		return fmt.Errorf("image %s: %w: it belongs to an interrupted creation, but holds data; move it away", name, ErrDamaged)
 	}
-	return p.removeImage(o.Image)
+	return p.removeImage(image)
 }
 
 // dataless reports whether an image is incomplete or provably blank. It reads

@@ -88,6 +88,9 @@ func (p *Pool) cutSnapshot(ctx context.Context, id volumeID, l Live) (Snapshot, 
 // cut freezes the volume's image under the name of a snapshot, "" for none, and
 // returns the record as it is then.
 func (s *session) cut(ctx context.Context, r *record, snapshot string, l Live) (_ *record, err error) {
+	if r, err = s.relink(ctx, r, nil); err != nil {
+		return nil, err
+	}
 	// Who reads an image that a snapshot was made of goes on with that one.
 	if l.Image == nil || l.Image.ReadOnly() && !r.isHead(l.Image) {
 		if l, err = s.p.offline(ctx, r.id); err != nil {

@@ -17,6 +17,9 @@ import (
 // The second look is for a deletion that came between.
 func (p *Pool) openImage(ctx context.Context, id volumeID, readOnly bool, o vhdx.OpenOptions) (*vhdx.Image, error) {
 	r, err := p.live(id)
+	if err == nil && r.unlinked() {
+		r, err = p.endRelink(ctx, id)
+	}
 	if err != nil {
 		return nil, err
 	}

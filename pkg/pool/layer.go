@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func (r *record) chainFault() string {
 	if o := r.Origin; o != nil && (!validImage(o.Image) || !validImage(o.As) || o.Depth < 0 || o.Depth > maxDepth || len(o.Volume) > maxIDLen) {
 		return fmt.Sprintf("origin %.64q at depth %d", o.Image, o.Depth)
 	}
-	return r.Rebuild.fault(len(r.Layers))
+	return cmp.Or(r.Rebuild.fault(len(r.Layers)), r.Import.fault())
 }
 
 // layers are all frozen images that the record names.

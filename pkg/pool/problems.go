@@ -68,7 +68,9 @@ func (s *survey) account() *account {
 		return nil
 	}
 	for _, o := range a.Operations {
-		s.images[o.Image] = true
+		for _, image := range o.images() {
+			s.images[image] = true
+		}
 	}
 	return a
 }

@@ -181,6 +181,9 @@ func (s *session) nextRebuilt(ctx context.Context, id volumeID) (*record, *rebui
 	if err != nil {
 		return nil, nil, err
 	}
+	if r, err = s.relink(ctx, r, nil); err != nil {
+		return nil, nil, err
+	}
 	if r.Rebuild == nil {
 		if r.Rebuild, err = s.p.planRebuild(r); r.Rebuild == nil || err != nil {
 			return r, nil, err

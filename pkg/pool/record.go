@@ -56,6 +56,8 @@ type stored struct {
 	Rebuild *rebuild `json:"rebuild,omitempty"`
 	// Old are images that a rebuild has replaced and somebody may still use.
 	Old []layer `json:"old,omitempty"`
+	// Import is what an import of several files has left to do.
+	Import *imported `json:"import,omitempty"`
 	// Retired: the volume is deleted, its layers have snapshots or children yet.
 	Retired     bool         `json:"retired,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`

@@ -24,6 +24,9 @@ func (p *Pool) resize(ctx context.Context, id volumeID, size int64) (Volume, err
 		return Volume{}, err
 	}
 	r, err := p.live(id)
+	if err == nil {
+		r, err = s.relink(ctx, r, nil)
+	}
 	if err != nil {
 		return Volume{}, err
 	}
