@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/blockdev"
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/pool"
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -35,6 +36,9 @@ var advices = []struct {
 	{blockdev.ErrBusy, "Unmount it, or close what has it open. It is still there, and served."},
 	{pool.ErrUnsafeShare, "Mount it with safe options, or, if nothing else uses the pool meanwhile, say --allow-unsafe."},
 	{pool.ErrNotAPool, "Give the directory that the driver has as its --pool; on a share, make sure that it is mounted."},
+	{errSnapshotLeft, "The driver deletes it a day after it was taken."},
+	{errResumeInUse, "Take a snapshot of it, and export that: it stays the same until the copy is whole."},
+	{control.ErrUnreachable, "Nothing was copied. Run this where the node can be reached, in the controller's pod for example, or take a snapshot through Kubernetes and export that."},
 	{pool.ErrConflict, "Choose another name: --name."},
 	{pool.ErrNoSpace, "If the driver promises more than there is, say so here too: --overcommit."},
 	{pool.ErrInUse, "Nothing was changed. Close it there first, then run this again."},

@@ -27,6 +27,7 @@ type convertOptions struct {
 	quiet                bool
 	workers              int
 	unit                 sizeFlag
+	notes                []string // what else there is to say of the source
 }
 
 // convertResult is what convert prints as JSON.
@@ -172,7 +173,7 @@ func qemuOption(c *vhdx.CreateOptions, pair string) (err error) {
 
 func (a *app) convert(ctx context.Context, from, to string, o convertOptions) error {
 	began := time.Now()
-	c := &conversion{app: a, from: from, to: to, o: o}
+	c := &conversion{app: a, from: from, to: to, o: o, notes: o.notes}
 	stats, err := c.run(ctx)
 	if err != nil {
 		return err

@@ -73,60 +73,47 @@ func printSnapshots(w io.Writer, all []poolSnapshot) {
 	_ = t.Flush() // w's errors are the terminal's
 }
 
-const poolExportLong = `Copy a snapshot, or a volume that nobody has open, into one VHDX that stands
-alone: dynamic, or with --fixed fixed. The volume of the snapshot may be in use
-meanwhile. A volume that is in use itself is refused: take a snapshot of it, and
-export that.
+const poolExportLong = `Copy a snapshot or a volume into one VHDX that stands alone: dynamic, or with
+--fixed fixed. The volume of the snapshot may be in use meanwhile.
+
+A volume that is in use is copied as it is at the beginning: a snapshot is taken,
+by the node that has the volume open, and deleted at the end, also on an error or
+Ctrl-C. What a kill leaves, the driver deletes after a day. --consistency
+filesystem, the default, has what is mounted synced and frozen for that moment;
+with crash, and of raw volumes, the copy is as after a power cut. This machine must
+reach the node as the controller does, at the address in the node's record.
 
 The copy is made as vhdxctl convert makes it: what reads zero is left out, and
-where the filesystem can share blocks nothing is copied.`
+where the filesystem can share blocks nothing is copied.
+
+Exit codes: 0 done; 1 it could not be done; 4 the node that has the volume open
+does not answer: nothing is copied, and it can be tried again.`
 
 func (a *app) poolExport(ctx context.Context, p *poolAccess) *cobra.Command {
 	var o convertOptions
+	e := export{app: a, access: p}
 	cmd := &cobra.Command{
 		Use:   "export ID TARGET",
 		Short: "Copy a snapshot or a volume into a VHDX that stands alone",
 		Long:  poolExportLong,
 		Example: `  vhdxctl pool export --pool /srv/vhdx default-5d41402abc4b2a76b9719d911017c592-0f343b0931126a20 /backup/data.vhdx
+  vhdxctl pool export --pool /srv/vhdx --consistency crash VOLUME /backup/data.vhdx
   vhdxctl pool export --pool /srv/vhdx --fixed --no-sparse $(kubectl get vsc NAME -o jsonpath='{.status.snapshotHandle}') /mnt/hyper-v/data.vhdx`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(_ *cobra.Command, args []string) error {
-			image := ""
-			err := p.do(ctx, func(s *pool.Set) (err error) {
-				image, err = imageOf(ctx, s, args[0])
-				return err
-			})
-			if err != nil {
-				return err
-			}
 			o.sourceFormat, o.format = formatVHDX, formatVHDX
-			if err := o.complete(nil); err != nil {
+			if err := errors.Join(o.complete(nil), e.check()); err != nil {
 				return err
 			}
-			return a.convert(ctx, image, args[1], o)
+			return e.run(ctx, args[0], args[1], o)
 		},
 	}
 	f := cmd.Flags()
+	f.StringVar(&e.consistency, "consistency", string(pool.ConsistentFilesystem), "of a volume in use: filesystem, or crash, which freezes nothing")
 	f.BoolVar(&o.create.Fixed, "fixed", false, "make a fixed VHDX")
 	f.BoolVar(&o.overwrite, "overwrite", false, "replace an existing file")
-	f.BoolVar(&o.resume, "resume", false, "keep an interrupted copy, and go on with one")
+	f.BoolVar(&o.resume, "resume", false, "keep an interrupted copy, and go on with one; not of a volume in use")
 	f.BoolVar(&o.noSparse, "no-sparse", false, "give the new file all of its space: Windows refuses sparse images")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "no progress bar")
 	return cmd
-}
-
-// imageOf is the image of a snapshot or of a volume.
-func imageOf(ctx context.Context, s *pool.Set, id string) (string, error) {
-	snap, err := s.Snapshot(ctx, id)
-	if err == nil && snap.Taken {
-		return snap.Image, nil
-	}
-	if err != nil && !errors.Is(err, pool.ErrNoSnapshot) {
-		return "", err
-	}
-	v, err := s.Volume(ctx, id)
-	if errors.Is(err, pool.ErrNotFound) {
-		err = fmt.Errorf("%.128q is neither a snapshot nor a volume of the pool; `vhdxctl pool snapshots` and `vhdxctl pool list` name them", id)
-	}
-	return v.Image, err
 }

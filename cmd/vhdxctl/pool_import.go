@@ -17,9 +17,16 @@ const poolImportLong = `Make a volume of a VHDX file, as Hyper-V or QEMU left it
 file becomes the volume's image, and loses the name it had. So it must be on the
 filesystem of the pool's directory; vhdxctl convert copies it there.
 
-The image must be sound, open nowhere, and no differencing image: convert makes a
-copy that stands alone. It counts as used and is never formatted. Its size, block
-size and data stay as they are.
+The image must be sound and open nowhere. It counts as used and is never formatted.
+Its size, block size and data stay as they are.
+
+A differencing image (.avhdx) is imported with all that it stands on: name the
+uppermost file. Its parents must be in its directory or below, or where --parents
+says, and each the one that the file above was made of. They become the volume's
+layers, in which nothing but the path to the parent is changed; the driver merges
+them in the background. Other children of one of them, and children of FILE, would
+lose their parent: while there are any in these directories, the import is refused.
+Children elsewhere are not known.
 
 A disk with a partition table can only be used as a raw block volume, or after the
 partition has been copied out; a filesystem right on the disk (ext4, XFS, Btrfs)
@@ -35,14 +42,15 @@ func (a *app) poolImport(ctx context.Context, p *poolAccess) *cobra.Command {
 	var pv manifest
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Make a volume of a VHDX file",
+		Short: "Make a volume of a VHDX file, or of a chain of them",
 		Long:  poolImportLong,
 		Example: `  vhdxctl pool import --pool /srv/vhdx /srv/incoming/data.vhdx
   vhdxctl pool import --pool /srv/vhdx --pv data --fs-type xfs /srv/incoming/data.vhdx | kubectl apply -f -
+  vhdxctl pool import --pool /srv/vhdx --name data --parents /srv/incoming /srv/incoming/checkpoints/data_1F2E.avhdx
   vhdxctl convert /mnt/hyper-v/data.vhdx /srv/data.vhdx && vhdxctl pool import --pool /srv/vhdx /srv/data.vhdx`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			imp.File = args[0]
+			imp.File, imp.Parents = args[0], a.parents
 			if imp.Name == "" {
 				imp.Name = strings.TrimSuffix(filepath.Base(imp.File), filepath.Ext(imp.File))
 			}
@@ -62,7 +70,11 @@ func (a *app) poolImport(ctx context.Context, p *poolAccess) *cobra.Command {
 			}
 			r := volumeOf(v)
 			a.print(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: volume %s, %s, image %s\n", imp.File, r.ID, exactSize(r.Size), r.Image)
+				fmt.Fprintf(w, "%s: volume %s, %s, image %s", imp.File, r.ID, exactSize(r.Size), r.Image)
+				if v.Layers > 0 {
+					fmt.Fprintf(w, ", and %d below it", v.Layers)
+				}
+				fmt.Fprintln(w)
 			})
 			return nil
 		},

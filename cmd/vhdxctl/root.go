@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/pkg/control"
 )
 
 // Exit codes, as users of qemu-img know them.
@@ -19,6 +21,8 @@ const (
 	// exitDifferent and exitNotCompared are compare's.
 	exitDifferent   = 1
 	exitNotCompared = 2
+	// exitUnreachable is pool export's: the node that has the volume does not answer.
+	exitUnreachable = 4
 )
 
 // exitError is an error that has told all there is to tell, but for the code.
@@ -49,6 +53,9 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 		if cmd.Name() == "compare" {
 			return exitNotCompared
 		}
+		if errors.Is(err, control.ErrUnreachable) {
+			return exitUnreachable
+		}
 		return exitFailed
 	}
 	return exitOK
@@ -71,7 +78,8 @@ takes longer than a moment shows on a terminal how far it is, and Ctrl-C ends it
 with a consistent image or none.
 
 Exit codes: 0 done; 1 it could not be done; check: 2 the image is corrupt, 3 it
-has lost space and nothing worse; compare: 1 different, 2 could not be compared.`,
+has lost space and nothing worse; compare: 1 different, 2 could not be compared;
+pool export: 4 the node that has the volume open does not answer.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -25,6 +25,9 @@ import (
 
 func TestMain(m *testing.M) {
 	helper.RunIfHelper(fuseloop.Commands()...)
+	if os.Getenv(envExport) != "" {
+		main()
+	}
 	testscript.Main(m, map[string]func(){"vhdxctl": main})
 }
 

@@ -103,7 +103,7 @@ func (s *groupController) freezeAll(ctx context.Context, g pool.Group) (held []b
 		return held, nil
 	}
 	err = each(g.Snapshots, func(i int, snap pool.Snapshot) error {
-		_, err := s.Holders.Freeze(ctx, snap.Volume, g.ID, freezeLimit)
+		_, err := s.Holders.Freeze(ctx, snap.Volume, g.ID, control.FreezeLimit)
 		if errors.Is(err, control.ErrNotHeld) {
 			return nil
 		}

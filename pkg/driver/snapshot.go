@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -102,28 +101,8 @@ func (s *controller) takeSnapshot(ctx context.Context, spec pool.SnapshotSpec, c
 	if err != nil || snap.Taken {
 		return snap, err
 	}
-	return s.cut(ctx, snap, crash)
+	return control.Take(ctx, s.Snapshots, s.Holders, snap, crash)
 }
-
-func (s *controller) cut(ctx context.Context, snap pool.Snapshot, crash bool) (pool.Snapshot, error) {
-	for try := 0; ; try++ {
-		done, err := s.Snapshots.Cut(ctx, snap.ID, pool.Live{})
-		if !errors.Is(err, pool.ErrInUse) || s.Holders == nil {
-			return done, err
-		}
-		_, err = s.Holders.Cut(ctx, snap.Volume, snap.ID, control.CutOptions{Freeze: !crash, Limit: freezeLimit})
-		if errors.Is(err, control.ErrNotHeld) && try == 0 {
-			continue // it has just been closed
-		}
-		if err != nil {
-			return pool.Snapshot{}, err
-		}
-		return s.Snapshots.Snapshot(ctx, snap.ID)
-	}
-}
-
-// freezeLimit is the longest that a filesystem is frozen for a snapshot.
-const freezeLimit = 30 * time.Second
 
 func (s *controller) describeSnapshot(v pool.Snapshot) *csi.Snapshot {
 	r := &csi.Snapshot{
