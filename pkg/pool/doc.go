@@ -77,4 +77,8 @@
 //	          snapshot say. Allocated: what all image files take. Pinned: what
 //	          of that those take that are snapshots, or lie below one, or below
 //	          an image of another volume.
+//	I-POOL-21 An import changes nothing in a file before a record names it, and
+//	          of a chain nothing but the path to each one's parent. No volume of
+//	          which that is half done is opened. A file loses its old name only
+//	          when its image has been linked to its parent and the record says so.
 package pool

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -58,7 +59,7 @@ func (s *Set) Import(ctx context.Context, imp Import) (Volume, error) {
 //
 // Until the record exists nothing in a file has changed and each has its old name,
 // so what is undone before loses nothing (I-POOL-4); from then on the record names
-// them, and whoever opens the volume finishes the links (I-POOL-20).
+// them, and whoever opens the volume finishes the links (I-POOL-21).
 func (p *Pool) importFile(ctx context.Context, imp Import) (Volume, error) {
 	src, err := p.openTop(ctx, imp.File)
 	if err != nil {
@@ -156,7 +157,8 @@ func (p *Pool) specOf(imp Import, info vhdx.Info) (Spec, error) {
 	}})
 }
 
-// isImage reports whether the file is the image of a live record.
+// isImage reports whether the file is an image of a live record: the one that is
+// written, or, once they can be opened, one below that, which it became by a snapshot.
 func (p *Pool) isImage(r *record, f *os.File) bool {
 	if r.Deleting {
 		return false
@@ -165,8 +167,16 @@ func (p *Pool) isImage(r *record, f *os.File) bool {
 	if err != nil {
 		return false
 	}
-	theirs, err := p.tree.Stat(imagePath(r.Image))
-	return err == nil && os.SameFile(mine, theirs)
+	images := []string{r.Image}
+	if !r.unlinked() {
+		for _, l := range r.layers() {
+			images = append(images, l.Image)
+		}
+	}
+	return slices.ContainsFunc(images, func(image string) bool {
+		theirs, err := p.tree.Stat(imagePath(image))
+		return err == nil && os.SameFile(mine, theirs)
+	})
 }
 
 // adopt makes the record of the files.

@@ -1,12 +1,16 @@
 package pool
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/csi-vhdx/csi-driver-vhdx/pkg/vhdx"
 )
@@ -190,31 +194,72 @@ func makeBlankChain(file string, n int) error {
 	return err
 }
 
-// A volume whose import died before its links were made can be deleted, and what
-// its files hold stays under their old names.
-func TestDeleteHalfImportedChain(t *testing.T) {
+// halfImported is a volume whose import ended before its links were made.
+func halfImported(t *testing.T) (*Set, *Pool, Volume) {
+	t.Helper()
 	dir := memDir(t)
-	s, _ := openSet(t, dir)
+	p, err := open(Options{Name: "p", Dir: dir, Overcommit: 1000}, func(op, _ string) error {
+		if strings.HasSuffix(op, " image") {
+			return unix.EIO
+		}
+		return nil
+	})
+	noError(t, err)
+	s, err := NewSet(p)
+	noError(t, err)
 	noError(t, makeChain(sourceIn(s), 3))
-	s.Close()
-	for at := 1; ; at++ {
-		if !crash(t, dir, "import chain", "", at) {
-			t.Fatal("no step left a volume without its links")
-		}
-		s, p := openSet(t, dir)
-		v, ok := victim(t.Context(), s)
-		if !ok {
-			s.Close()
-			continue
-		}
-		r, err := p.live(mustParse(t, v.ID))
-		noError(t, err)
-		if !r.unlinked() {
-			t.Fatalf("%+v", r.Import)
-		}
-		noError(t, s.DeleteVolume(t.Context(), v.ID))
-		audit(t, p)
-		noError(t, fileHolds(sourceIn(s), 3))
-		return
+	_, err = s.Import(t.Context(), Import{File: sourceIn(s), Name: "victim", FSType: "xfs"})
+	wantErr(t, "import", err, unix.EIO, "has not ended")
+	noError(t, s.Close())
+	s, p = openSet(t, dir)
+	v, _ := victim(t.Context(), s)
+	if r, err := p.live(mustParse(t, v.ID)); err != nil || !r.unlinked() {
+		t.Fatalf("%+v, %v", r, err)
 	}
+	if probs := p.problems(t.Context()); len(probs) != 1 || probs[0].Reason != unendedImport {
+		t.Fatalf("problems: %v", probs)
+	}
+	return s, p, v
+}
+
+// What an import was interrupted at is done by whoever needs the images.
+func TestHalfImportedChain(t *testing.T) {
+	for what, do := range map[string]func(context.Context, *Set, string) error{
+		"open": func(ctx context.Context, s *Set, id string) error { return writeText(ctx, s, id, 3) },
+		"snapshot": func(ctx context.Context, s *Set, id string) error {
+			_, err := take(ctx, s, id, "snap")
+			return err
+		},
+		"resize": func(ctx context.Context, s *Set, id string) error {
+			_, err := s.Resize(ctx, id, testDisk+4096)
+			return err
+		},
+		"tend": tendOnce,
+	} {
+		t.Run(what, func(t *testing.T) {
+			s, p, v := halfImported(t)
+			ctx := t.Context()
+			noError(t, do(ctx, s, v.ID))
+			noError(t, volumeHolds(ctx, s, v.ID, 3))
+			audit(t, p)
+			_, err := s.Import(ctx, Import{File: sourceIn(s), Name: "victim"})
+			noError(t, err)
+			if probs := p.problems(ctx); len(probs) != 0 {
+				t.Errorf("problems: %v", probs)
+			}
+			if _, err := os.Lstat(sourceIn(s)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the old name is still there: %v", err)
+			}
+			noError(t, s.DeleteVolume(ctx, v.ID))
+			audit(t, p)
+		})
+	}
+}
+
+// It can be deleted as well, and what its files hold stays under their old names.
+func TestDeleteHalfImportedChain(t *testing.T) {
+	s, p, v := halfImported(t)
+	noError(t, s.DeleteVolume(t.Context(), v.ID))
+	audit(t, p)
+	noError(t, fileHolds(sourceIn(s), 3))
 }
