@@ -163,6 +163,45 @@ func snapshotID(t *testing.T, p *Pool, name string) string {
 	return r.ID
 }
 
+// A chain of all kinds: a fixed base, a larger disk on it, and on top an image that a
+// power cut has left with a log.
+func TestImportChainOfAllKinds(t *testing.T) {
+	s, p := newSet(t)
+	ctx := t.Context()
+	top := sourceIn(s)
+	_, err := vhdx.Create(chainFile(top, 3, 0), vhdx.CreateOptions{Size: testDisk, BlockSize: testBlock, Fixed: true})
+	noError(t, err)
+	noError(t, writeFileText(chainFile(top, 3, 0), 1))
+	_, err = vhdx.CreateChild(chainFile(top, 3, 1), chainFile(top, 3, 0), vhdx.ChildOptions{Size: testDisk + 3<<20, BlockSize: 4 * testBlock})
+	noError(t, err)
+	noError(t, writeFileText(chainFile(top, 3, 1), 2))
+	_, err = vhdx.CreateChild(top, chainFile(top, 3, 1), vhdx.ChildOptions{BlockSize: testBlock})
+	noError(t, err)
+	im, err := vhdx.OpenPath(top, vhdx.OpenOptions{Parents: vhdx.ParentsIn(filepath.Dir(top))})
+	noError(t, err)
+	for _, off := range []int64{0, 3 * 512 << 10} {
+		_, err := im.WriteAt([]byte(text(3)), off)
+		noError(t, err)
+	}
+	noError(t, im.Flush())
+	cut, err := os.ReadFile(top)
+	noError(t, errors.Join(err, im.Close(), os.WriteFile(top, cut, 0o600)))
+	if infoOf(t, top).Replay.Entries == 0 {
+		t.Fatal("it has no log to replay")
+	}
+	v, err := s.Import(ctx, Import{File: top, Name: "kinds"})
+	if err != nil || v.Size != testDisk+3<<20 || v.Layers != 2 || v.Params.Fixed {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	noError(t, volumeHolds(ctx, s, v.ID, 3))
+	_, err = s.Tend(ctx, v.ID, Tender{})
+	noError(t, errors.Join(err, volumeHolds(ctx, s, v.ID, 3)))
+	if v, err = s.Volume(ctx, v.ID); err != nil || v.Layers != 1 {
+		t.Errorf("not merged: %+v, %v", v, err)
+	}
+	audit(t, p)
+}
+
 // What an import changes of a layer is the path in its locator and nothing else:
 // the lowest file stays as it is, bit by bit.
 func TestImportChainChangesOnlyLinks(t *testing.T) {
