@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,9 +35,10 @@ type host struct {
 	im     *vhdx.Image
 	volume string
 	server *wire.Server
-	asked  []control.CutOptions
-	// after runs when a cut is done and not answered.
-	after func()
+
+	mu    sync.Mutex
+	asked []control.CutOptions
+	after func() // runs when a cut is done and not answered
 }
 
 func newHost(t *testing.T) *host {
@@ -89,6 +91,8 @@ func (h *host) listen() {
 }
 
 func (h *host) Cut(ctx context.Context, _, snapshot string, o control.CutOptions) (control.CutResult, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.asked = append(h.asked, o)
 	like := pool.ConsistentCrash
 	if o.Freeze {
@@ -97,6 +101,13 @@ func (h *host) Cut(ctx context.Context, _, snapshot string, o control.CutOptions
 	_, err := h.set.Cut(ctx, snapshot, pool.Live{Image: h.im, Around: func(cut func(pool.Likeness) error) error { return cut(pool.Always(like)) }})
 	h.after()
 	return control.CutResult{Consistency: string(like)}, err
+}
+
+// whenCut has fn run when a cut is done and not answered.
+func (h *host) whenCut(fn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.after = fn
 }
 
 // write fills the disk with one letter, here and there.
@@ -171,7 +182,7 @@ func TestExportInUse(t *testing.T) {
 	h.stage()
 	h.listen()
 	h.write('a')
-	h.after = func() { h.write('b') }
+	h.whenCut(func() { h.write('b') })
 	for i, args := range [][]string{{}, {"--fixed"}, {"--consistency", "crash"}} {
 		h.write('a')
 		file := filepath.Join(h.dir+"-out", "out.vhdx")
@@ -254,11 +265,11 @@ func TestExportFails(t *testing.T) {
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	h.after = cancel // as Ctrl-C
+	h.whenCut(cancel) // as Ctrl-C
 	if said := h.export(ctx, exitFailed, h.volume, file); !strings.Contains(said, context.Canceled.Error()) {
 		t.Error(said)
 	}
-	h.after = func() {}
+	h.whenCut(func() {})
 	gone("Ctrl-C")
 	h.must(h.server.Stop(context.Background()))
 	if said := h.export(t.Context(), exitUnreachable, h.volume, file); !strings.Contains(said, control.ErrUnreachable.Error()) {
@@ -278,8 +289,15 @@ func TestExportKilled(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), self, "pool", "export", "--pool", h.dir, h.volume, filepath.Join(t.TempDir(), "out.vhdx"))
 	cmd.Env = append(os.Environ(), envExport+"=1")
 	cmd.Stdout, cmd.Stderr = io.Discard, io.Discard
-	h.after = func() { h.must(cmd.Process.Kill()) }
+	started := make(chan struct{})
+	h.whenCut(func() {
+		<-started
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+	})
 	h.must(cmd.Start())
+	close(started)
 	if err := cmd.Wait(); err == nil {
 		t.Fatal("it was not killed")
 	}
