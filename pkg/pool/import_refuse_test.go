@@ -169,6 +169,9 @@ func TestImportChainBounds(t *testing.T) {
 	below := chainFile(top, maxLayers+2, maxLayers)
 	remove(t, top)
 	v, err := s.Import(ctx, Import{File: below, Name: "deep"})
+	if errors.Is(err, ErrBusy) { // it took longer than the lock is trusted; what is linked stays so
+		v, err = s.Import(ctx, Import{File: below, Name: "deep"})
+	}
 	if err != nil || v.Layers != maxLayers {
 		t.Fatalf("%+v, %v", v, err)
 	}
