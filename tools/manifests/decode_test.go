@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -66,7 +67,12 @@ func decode(t *testing.T, name string, content []byte) []runtime.Object {
 // kustomized gives what kustomize makes of a directory below deploy/kubernetes.
 func kustomized(t *testing.T, dir string) []byte {
 	t.Helper()
-	res, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), filepath.Join(deploy, dir))
+	return built(t, filepath.Join(deploy, dir))
+}
+
+func built(t *testing.T, dir string) []byte {
+	t.Helper()
+	res, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 	if err != nil {
 		t.Fatalf("kustomize build %s: %v", dir, err)
 	}
@@ -75,6 +81,25 @@ func kustomized(t *testing.T, dir string) []byte {
 		t.Fatal(err)
 	}
 	return content
+}
+
+// composed gives what kustomize makes of such a directory and a component.
+func composed(t *testing.T, dir, component string) []byte {
+	t.Helper()
+	top := t.TempDir()
+	from, err := filepath.Abs(deploy)
+	if err == nil {
+		from, err = filepath.Rel(top, from) // kustomize takes no absolute path
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := layer{resources: []string{filepath.Join(from, dir)}}
+	text := l.kustomization() + "components:\n  - " + filepath.Join(from, "components", component) + "\n"
+	if err := os.WriteFile(filepath.Join(top, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return built(t, top)
 }
 
 // charted gives what the chart makes of values, as one text.

@@ -24,6 +24,9 @@ func TestKustomizations(t *testing.T) {
 	}
 	for _, dir := range dirs {
 		t.Run(dir, func(t *testing.T) { checkAll(t, decode(t, dir, kustomized(t, dir))) })
+		for _, c := range componentNames() {
+			t.Run(dir+" with "+c, func(t *testing.T) { checkAll(t, decode(t, dir, composed(t, dir, c))) })
+		}
 	}
 }
 

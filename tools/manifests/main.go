@@ -17,8 +17,9 @@ import (
 // root of the repository; the program and its tests run in their own directory.
 const root = "../.."
 
-// rendered are the directories that hold nothing but what is rendered.
-var rendered = []string{"deploy/kubernetes/base", "deploy/kubernetes/overlays"}
+// rendered are the directories that hold nothing but what is rendered: base,
+// what is made of it, and what may be added to either.
+var rendered = []string{"deploy/kubernetes/base", "deploy/kubernetes/overlays", "deploy/kubernetes/components"}
 
 func main() {
 	// Helm's loader notes, each time, that the chart has a link in it.

@@ -49,6 +49,38 @@ func TestOverlaysAreTheChart(t *testing.T) {
 	}
 }
 
+// anyOrder compares lists of things with names by these: where in its list a
+// patch puts a container is kustomize's affair.
+var anyOrder = cmp.FilterValues(func(a, b []any) bool {
+	return len(named(a)) == len(a) && len(named(b)) == len(b)
+}, cmp.Transformer("named", named))
+
+// TestComponentsAreTheChart: base and each overlay with a component are the same
+// objects as the chart's with what the component stands for.
+func TestComponentsAreTheChart(t *testing.T) {
+	for _, c := range componentNames() {
+		for _, name := range append(overlays, "") {
+			given, dir := values{}, "base"
+			if name != "" {
+				given, dir = exampleValues(t, name), "overlays/"+name
+			}
+			maps.Copy(given, forBase())
+			maps.Copy(given, components[c].given())
+			want, err := objects(map[string]string{"chart": string(charted(t, given))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := objects(map[string]string{dir: string(composed(t, dir, c))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got, anyOrder); d != "" {
+				t.Errorf("%s with %s (-chart +kustomize):\n%s", dir, c, d)
+			}
+		}
+	}
+}
+
 // TestExamplesAreOverlays: no example is left without its overlay.
 func TestExamplesAreOverlays(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root, examplesDir, "*.yaml"))

@@ -29,12 +29,19 @@ func tree() (map[string]string, error) {
 	for name, text := range base {
 		files[rendered[0]+"/"+name] = renderedNote + text
 	}
-	files[rendered[0]+"/kustomization.yaml"] = kustomization(
-		"# The driver, with its pool in a directory that every node has at the same path:\n# a share that is mounted there before the driver starts.\n",
-		slices.Sorted(maps.Keys(base)), nil)
+	whole := layer{
+		comment:   "# The driver, with its pool in a directory that every node has at the same path:\n# a share that is mounted there before the driver starts.\n",
+		resources: slices.Sorted(maps.Keys(base)),
+	}
+	files[rendered[0]+"/kustomization.yaml"] = whole.kustomization()
 	for _, name := range overlays {
 		if err := overlay(name, base, files); err != nil {
 			return nil, fmt.Errorf("overlay %s: %w", name, err)
+		}
+	}
+	for _, name := range componentNames() {
+		if err := component(name, base, files); err != nil {
+			return nil, fmt.Errorf("component %s: %w", name, err)
 		}
 	}
 	page, err := reference()
@@ -52,43 +59,59 @@ func overlay(name string, base, files map[string]string) error {
 	if err != nil {
 		return err
 	}
+	l := layer{dir: rendered[1] + "/" + name + "/", comment: comment, resources: []string{"../../base"}}
+	return l.put(given, base, files)
+}
+
+// layer is a directory that kustomize puts on top of base.
+type layer struct {
+	dir, comment       string
+	kind               string // "" is Kustomization
+	resources, patches []string
+}
+
+// put puts into files what makes of base what the chart renders with the values
+// given.
+func (l layer) put(given values, base, files map[string]string) error {
 	maps.Copy(given, forBase())
 	want, err := render(given)
 	if err != nil {
 		return err
 	}
 	delete(want, notes)
-	dir := rendered[1] + "/" + name + "/"
-	resources, patches := []string{"../../base"}, []string{}
 	for _, file := range slices.Sorted(maps.Keys(want)) {
 		switch {
 		case base[file] == "":
-			resources = append(resources, file)
-			files[dir+file] = renderedNote + want[file]
+			l.resources = append(l.resources, file)
+			files[l.dir+file] = renderedNote + want[file]
 		case base[file] != want[file]:
 			text, err := patch(base[file], want[file])
 			if err != nil {
 				return fmt.Errorf("%s: %w", file, err)
 			}
-			patches = append(patches, file)
-			files[dir+file] = renderedNote + text
+			l.patches = append(l.patches, file)
+			files[l.dir+file] = renderedNote + text
 		}
 	}
-	files[dir+"kustomization.yaml"] = kustomization(comment, resources, patches)
+	files[l.dir+"kustomization.yaml"] = l.kustomization()
 	return nil
 }
 
-func kustomization(comment string, resources, patches []string) string {
+func (l layer) kustomization() string {
+	version, kind := "v1beta1", "Kustomization"
+	if l.kind != "" {
+		version, kind = "v1alpha1", l.kind
+	}
 	var b strings.Builder
-	b.WriteString(comment + "#\n" + renderedNote)
-	b.WriteString("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n")
-	for _, r := range resources {
+	b.WriteString(l.comment + "#\n" + renderedNote)
+	fmt.Fprintf(&b, "apiVersion: kustomize.config.k8s.io/%s\nkind: %s\nresources:\n", version, kind)
+	for _, r := range l.resources {
 		fmt.Fprintf(&b, "  - %s\n", r)
 	}
-	if len(patches) > 0 {
+	if len(l.patches) > 0 {
 		b.WriteString("patches:\n")
 	}
-	for _, p := range patches {
+	for _, p := range l.patches {
 		fmt.Fprintf(&b, "  - path: %s\n", p)
 	}
 	return b.String()
