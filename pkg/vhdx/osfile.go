@@ -73,6 +73,18 @@ func NewOSFile(f *os.File, o FileOptions) (*OSFile, error) {
 	return of, nil
 }
 
+// locker is a file whose lock can be changed while it is open. Not every [File]
+// has one.
+type locker interface{ lock(exclusive bool) error }
+
+var _ locker = (*OSFile)(nil)
+
+func (f *OSFile) lock(exclusive bool) error {
+	err := lockFile(f.f, exclusive)
+	f.locked = f.locked || err == nil
+	return err
+}
+
 // lockFile takes an OFD lock on the whole file, and does not wait: [ErrInUse].
 func lockFile(f *os.File, exclusive bool) error {
 	typ := int16(unix.F_RDLCK)

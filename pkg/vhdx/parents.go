@@ -270,7 +270,7 @@ func openShared(f File, o OpenOptions) (*parentRef, error) {
 
 // lockShared keeps writers away from a file that an opener has opened (I-CHAIN-3).
 func lockShared(f File) error {
-	if l, ok := f.(interface{ lock(exclusive bool) error }); ok {
+	if l, ok := f.(locker); ok {
 		return l.lock(false)
 	}
 	return nil

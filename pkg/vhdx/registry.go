@@ -86,7 +86,7 @@ func (r *registry) addFrozen(ref *parentRef) {
 		ref.id, ref.known = id, true
 		r.open[id] = ref
 	}
-	if l, ok := ref.im.f.(interface{ lock(exclusive bool) error }); ok {
+	if l, ok := ref.im.f.(locker); ok {
 		_ = l.lock(false) // it stays exclusive otherwise, which is safe and in the way of others only
 	}
 }
