@@ -166,6 +166,9 @@ func difference(base, want any) (change any, same bool) {
 			if c, same := difference(base[k], v); !same {
 				d[k] = c
 			}
+			if k == "containers" && d[k] != nil {
+				d[k] = firstStays(d[k].([]any), v.([]any))
+			}
 		}
 		for k := range base {
 			if _, ok := want[k]; !ok {
@@ -180,6 +183,17 @@ func difference(base, want any) (change any, same bool) {
 		return want, fmt.Sprint(base) == fmt.Sprint(want)
 	}
 	return want, base == want
+}
+
+// firstStays has a patch name the first container, even if only so. kustomize puts
+// what is new before what the patch does not name, and the first is the one that
+// kubectl takes when none is named.
+func firstStays(change, want []any) []any {
+	first := want[0].(values)["name"]
+	if change[0].(values)["name"] == first {
+		return change
+	}
+	return append([]any{values{"name": first}}, change...)
 }
 
 func differenceByName(base map[string]values, want []any) (change any, same bool) {
