@@ -113,13 +113,16 @@ KUBE_VERSION     = $(shell $(GO) list -C test/e2e -m -f '{{.Version}}' k8s.io/ku
 KUBE_STAMP       = k8s.io/component-base/version
 KUBE_LDFLAGS     = -s -w -X $(KUBE_STAMP).gitVersion=$(KUBE_VERSION) -X $(KUBE_STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBE_VERSION:v%=%))) \
 	-X $(KUBE_STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBE_VERSION))) -X $(KUBE_STAMP).gitTreeState=clean
+MODULE_DIR       = "$$($(GO) list -C test/e2e -m -f '{{.Dir}}' github.com/kubernetes-csi/$(1))"
 START_CLUSTER    = $(AS_ROOT) $(CLUSTER)/cluster -bin $(CLUSTER) -plugin $(BIN) -version $(VERSION)
 
 .PHONY: cluster-build
 cluster-build: build
 	@hack/deps.sh cluster
 	CGO_ENABLED=0 $(GO) build -C test/e2e -ldflags '$(KUBE_LDFLAGS)' -o $(CLUSTER)/ tool ./cmd/...
-	rm -rf $(CLUSTER)/crd && cp -r --no-preserve=mode "$$($(GO) list -C test/e2e -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)/config/crd" $(CLUSTER)/crd
+	rm -rf $(CLUSTER)/crd && cp -r --no-preserve=mode $(call MODULE_DIR,external-snapshotter/client/v8)/config/crd $(CLUSTER)/crd
+	rm -rf $(CLUSTER)/cbt && cp -r --no-preserve=mode $(call MODULE_DIR,external-snapshot-metadata/client)/config/crd $(CLUSTER)/cbt
+	cp --no-preserve=mode $(call MODULE_DIR,external-snapshot-metadata)/deploy/snapshot-metadata-client-cluster-role.yaml $(CLUSTER)/cbt/
 
 .PHONY: cluster
 cluster: cluster-build ## a throw-away Kubernetes with the driver in it: a shell there, or RUN='kubectl get pods -A'

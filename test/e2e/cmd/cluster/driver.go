@@ -16,8 +16,10 @@ const (
 // snapshots gives the cluster what it has to have for snapshots, whatever the
 // driver is.
 func (in *inner) snapshots(ctx context.Context) error {
-	if err := in.kubectl(ctx, "apply", "-k", filepath.Join(in.Bin, "crd")); err != nil {
-		return err
+	for _, what := range [][]string{{"-k", filepath.Join(in.Bin, "crd")}, {"-f", filepath.Join(in.Bin, "cbt")}} {
+		if err := in.kubectl(ctx, append([]string{"apply"}, what...)...); err != nil {
+			return err
+		}
 	}
 	if err := in.kubectl(ctx, "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"); err != nil {
 		return err

@@ -63,8 +63,15 @@ func renderDriver(ctx context.Context, o options) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	component, err := filepath.Rel(dir, filepath.Join(o.Repo, "deploy/kubernetes/components/snapshot-metadata"))
+	if err != nil {
+		return nil, err
+	}
+	if err := certify(ctx, dir); err != nil {
+		return nil, err
+	}
 	if err := render("kustomization.yaml", filepath.Join(dir, "kustomization.yaml"), map[string]any{
-		"Overlay": overlay, "ImageName": driverImage, "ImageTag": tag(o.Version), "SysResource": hasSysResource(),
+		"Overlay": overlay, "Metadata": component, "ImageName": driverImage, "ImageTag": tag(o.Version), "SysResource": hasSysResource(),
 	}); err != nil {
 		return nil, err
 	}

@@ -6,9 +6,12 @@
 //	workload churn  PATH SIZE SEED   writes without fsync and verifies past the page cache, until it is told to stop
 //	workload ledger PATH SIZE SEED   appends records, each synced before it counts in Writes, until the pod ends
 //	workload audit  PATH SIZE SEED   reads such a ledger again; Writes is its last record
+//	workload hold   PATH SIZE SEED   does nothing
 //
 // GET /status gives a Status as JSON and 503 until the program is ready, which
 // is what the readiness probe asks for. POST /reset forgets the longest gap.
+// POST /write?at=OFFSET&size=N&generation=G writes there what SEED and G decide,
+// and answers when it is on the disk.
 package main
 
 import (
@@ -53,27 +56,32 @@ func (r *reporter) timed(io func() error) error {
 	return err
 }
 
-// serve answers for ever. path is what Size is asked of.
-func (r *reporter) serve(path string) {
+// serve answers for ever.
+func (w *worker) serve() {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		r.mu.Lock()
-		s := r.Status
-		r.mu.Unlock()
-		s.Size = size(path)
+	mux.HandleFunc("GET /status", func(out http.ResponseWriter, _ *http.Request) {
+		w.mu.Lock()
+		s := w.Status
+		w.mu.Unlock()
+		s.Size = size(w.path)
 		if !s.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
+			out.WriteHeader(http.StatusServiceUnavailable)
 		}
-		_ = json.NewEncoder(w).Encode(s)
+		_ = json.NewEncoder(out).Encode(s)
 	})
-	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { r.update(func(s *Status) { s.Gap = 0 }) })
+	mux.HandleFunc("POST /reset", func(http.ResponseWriter, *http.Request) { w.update(func(s *Status) { s.Gap = 0 }) })
+	mux.HandleFunc("POST /write", func(out http.ResponseWriter, r *http.Request) {
+		if err := w.put(r.FormValue("at"), r.FormValue("size"), r.FormValue("generation")); err != nil {
+			http.Error(out, err.Error(), http.StatusInternalServerError)
+		}
+	})
 	s := &http.Server{Addr: ":8080", Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	log.Fatal(s.ListenAndServe())
 }
 
 func main() {
 	if len(os.Args) != 5 {
-		log.Fatal("usage: workload fill|check|churn|ledger|audit PATH SIZE SEED")
+		log.Fatal("usage: workload fill|check|churn|ledger|audit|hold PATH SIZE SEED")
 	}
 	size, err := strconv.ParseInt(os.Args[3], 10, 64)
 	if err != nil || size <= 0 || size%blockSize != 0 {
@@ -84,8 +92,10 @@ func main() {
 		log.Fatalf("SEED: %v", err)
 	}
 	w := &worker{path: os.Args[2], blocks: size / blockSize, seed: seed}
-	go w.serve(w.path)
-	run := map[string]func() error{"fill": w.fill, "check": w.check, "churn": w.churn, "ledger": w.ledger, "audit": w.audit}[os.Args[1]]
+	go w.serve()
+	run := map[string]func() error{
+		"fill": w.fill, "check": w.check, "churn": w.churn, "ledger": w.ledger, "audit": w.audit, "hold": w.hold,
+	}[os.Args[1]]
 	if run == nil {
 		log.Fatalf("unknown work %q", os.Args[1])
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 	"unsafe"
@@ -92,6 +93,30 @@ func (w *worker) check() error {
 
 func (w *worker) done(sum []byte) {
 	w.update(func(s *Status) { s.Sum, s.Ready = hex.EncodeToString(sum), true })
+}
+
+// hold leaves the volume as it is.
+func (w *worker) hold() error {
+	w.done(nil)
+	return nil
+}
+
+// put writes at one place, which is told in decimal.
+func (w *worker) put(at, size, generation string) error {
+	off, err1 := strconv.ParseInt(at, 10, 64)
+	n, err2 := strconv.ParseInt(size, 10, 32)
+	g, err3 := strconv.ParseUint(generation, 10, 64)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(w.path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, n)
+	w.pattern(b, off, g)
+	_, err = f.WriteAt(b, off)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // churn goes on until the pod ends. What it wrote is known to this process
