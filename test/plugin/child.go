@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -47,4 +49,57 @@ func (p *Process) AwaitChild(ctx context.Context, role string, not ...int) (int,
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// Children of the process: its worker, and its keeper if it has started one.
+func (p *Process) Children() (pids []int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
+	if err != nil {
+		return nil, err
+	}
+	if len(lists) == 0 {
+		return childrenByParent(p.PID())
+	}
+	for _, l := range lists {
+		b, err := os.ReadFile(l)
+		if errors.Is(err, os.ErrNotExist) { // a thread that has ended
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range bytes.Fields(b) {
+			pid, err := strconv.Atoi(string(f))
+			if err != nil {
+				return nil, err
+			}
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// childrenByParent asks every process who started it, on a kernel without
+// CONFIG_PROC_CHILDREN.
+func childrenByParent(parent int) (pids []int, err error) {
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		// The name, in parentheses, may hold anything; state and parent follow.
+		var state string
+		var ppid int
+		rest := b[bytes.LastIndexByte(b, ')')+1:]
+		if _, err := fmt.Sscan(string(rest), &state, &ppid); err != nil || ppid != parent {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, err
 }

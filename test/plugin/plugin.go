@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -36,18 +35,21 @@ type Options struct {
 	Mode string
 	// Pool is the directory of its pool; "": PoolDir(Dir).
 	Pool string
+	// Node is what the plugin is told to be; "": NodeID.
+	Node string
 	// Args are added to the arguments made up here.
 	Args []string
 	// Log gets a copy of what the plugin logs; nil: only the file.
 	Log io.Writer
 }
 
-// NodeID is what the plugin is told to be.
+// NodeID is the node that a plugin is of, unless it is told another one.
 const NodeID = "node-1"
 
 // Process is a running plugin.
 type Process struct {
 	Dir  string
+	node string
 	conn *grpc.ClientConn
 	cmd  *exec.Cmd
 	log  *os.File
@@ -79,7 +81,7 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the plugin's log: %w", err)
 	}
-	p := &Process{Dir: o.Dir, log: log, done: make(chan struct{})}
+	p := &Process{Dir: o.Dir, node: cmp.Or(o.Node, NodeID), log: log, done: make(chan struct{})}
 	p.cmd = exec.Command(o.Binary, o.args()...)
 	p.cmd.Stderr = log
 	p.cmd.WaitDelay = 2 * time.Second
@@ -108,7 +110,7 @@ func (o Options) args() []string {
 		pool += ",local"
 	}
 	return append([]string{
-		"--mode=" + cmp.Or(o.Mode, "all"), "--endpoint=" + Endpoint(o.Dir), "--node-id=" + NodeID,
+		"--mode=" + cmp.Or(o.Mode, "all"), "--endpoint=" + Endpoint(o.Dir), "--node-id=" + cmp.Or(o.Node, NodeID),
 		"--state-dir=" + filepath.Join(o.Dir, "state"), "--pool=" + pool,
 	}, o.Args...)
 }
@@ -169,28 +171,6 @@ func (p *Process) Node() csi.NodeClient { return csi.NewNodeClient(p.conn) }
 
 // PID of the process.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
-
-// Children of the process: its worker, and its keeper if it has started one.
-func (p *Process) Children() (pids []int, err error) {
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
-	for _, l := range lists {
-		b, err := os.ReadFile(l)
-		if errors.Is(err, os.ErrNotExist) { // a thread that has ended
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range bytes.Fields(b) {
-			pid, err := strconv.Atoi(string(f))
-			if err != nil {
-				return nil, err
-			}
-			pids = append(pids, pid)
-		}
-	}
-	return pids, err
-}
 
 // Done is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }

@@ -78,7 +78,7 @@ func (v *Volume) On(p *Process) *Volume {
 func (v *Volume) Attach(ctx context.Context) error {
 	return v.do(ctx, "attach", func() error {
 		r, err := v.p.Controller().ControllerPublishVolume(ctx, &csi.ControllerPublishVolumeRequest{
-			VolumeId: v.ID, NodeId: NodeID, VolumeCapability: v.Cap, Readonly: v.AttachReadOnly})
+			VolumeId: v.ID, NodeId: v.p.node, VolumeCapability: v.Cap, Readonly: v.AttachReadOnly})
 		v.publishContext = r.GetPublishContext()
 		return err
 	})
@@ -135,7 +135,7 @@ func (v *Volume) Unstage(ctx context.Context) error {
 // Detach undoes Attach.
 func (v *Volume) Detach(ctx context.Context) error {
 	return v.do(ctx, "detach", func() error {
-		_, err := v.p.Controller().ControllerUnpublishVolume(ctx, &csi.ControllerUnpublishVolumeRequest{VolumeId: v.ID, NodeId: NodeID})
+		_, err := v.p.Controller().ControllerUnpublishVolume(ctx, &csi.ControllerUnpublishVolumeRequest{VolumeId: v.ID, NodeId: v.p.node})
 		return err
 	})
 }
