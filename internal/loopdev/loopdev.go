@@ -238,8 +238,12 @@ func autoclear(fd, n int, tag string, on bool) error {
 	return nil
 }
 
-// SetCapacity makes the device as large as its backing file.
-func SetCapacity(n int, tag string) error {
+// capacityTries is how long SetCapacity asks again.
+const capacityTries = 20 * time.Second
+
+// SetCapacity makes the device as large as its backing file, which has want
+// bytes at least.
+func SetCapacity(n int, tag string, want int64) error {
 	fd, err := open(n, unix.O_RDONLY)
 	if err != nil {
 		return err
@@ -248,15 +252,20 @@ func SetCapacity(n int, tag string) error {
 	if !bound(n, tag) {
 		return fmt.Errorf("%s: %w", Path(n), ErrNotBound)
 	}
-	// Before Linux 6.16 loop believes the size in the kernel's inode, which is
-	// that of the last time somebody asked for the file's attributes. This asks.
-	if _, err := unix.IoctlLoopGetStatus64(fd); err != nil {
-		return fmt.Errorf("ask for the status of %s: %w", Path(n), err)
+	for until := time.Now().Add(capacityTries); ; time.Sleep(time.Millisecond) {
+		// Before Linux 6.16 loop believes the size in the kernel's inode, which is
+		// that of the last time somebody asked for the file's attributes. This asks.
+		if _, err := unix.IoctlLoopGetStatus64(fd); err != nil {
+			return fmt.Errorf("ask for the status of %s: %w", Path(n), err)
+		}
+		if err := unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0); err != nil {
+			return fmt.Errorf("set capacity of %s: %w", Path(n), err)
+		}
+		// FUSE drops the answer if a write has ended between question and answer.
+		if Size(n) >= want || time.Now().After(until) {
+			return nil
+		}
 	}
-	if err := unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fmt.Errorf("set capacity of %s: %w", Path(n), err)
-	}
-	return nil
 }
 
 // Alive asks the server of the backing file for its attributes: nil when it

@@ -132,7 +132,7 @@ func TestSetCapacity(t *testing.T) {
 	if err := os.Truncate(file, 16<<20+1024); err != nil {
 		t.Fatal(err)
 	}
-	if err := loopdev.SetCapacity(n, tag); err != nil {
+	if err := loopdev.SetCapacity(n, tag, 16<<20+1024); err != nil {
 		t.Fatal(err)
 	}
 	if got := loopdev.Size(n); got != 16<<20+1024 {

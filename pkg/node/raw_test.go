@@ -293,7 +293,7 @@ type loopDevice struct {
 func (d *loopDevice) number() int { n, _ := loopdev.Number(d.path); return n }
 
 func (d *loopDevice) Path() string                 { return d.path }
-func (d *loopDevice) Resize(context.Context) error { return loopdev.SetCapacity(d.number(), d.tag) }
+func (d *loopDevice) Resize(context.Context) error { return loopdev.SetCapacity(d.number(), d.tag, 0) }
 func (d *loopDevice) Done() <-chan struct{}        { return d.done }
 func (d *loopDevice) Err() error                   { return d.err }
 

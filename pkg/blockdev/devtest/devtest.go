@@ -56,6 +56,7 @@ func Run(t *testing.T, b Backend) {
 		{"FlushError", testFlushError},
 		{"SlowWriteHoldsUpNothing", testSlowWrite},
 		{"Resize", testResize},
+		{"ResizeUnderLoad", testResizeUnderLoad},
 		{"ReadOnly", testReadOnly},
 		{"DetachTwice", testDetachTwice},
 		{"DetachBusyOpen", testDetachBusyOpen},

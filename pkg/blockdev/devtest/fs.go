@@ -1,6 +1,7 @@
 package devtest
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -231,5 +233,38 @@ func testResize(t *testing.T, b Backend) {
 	}
 	if err := d.Resize(t.Context()); err != nil {
 		t.Fatalf("a resize that changes nothing: %v", err)
+	}
+}
+
+// testResizeUnderLoad: the device follows the image while writes end all the
+// time, each of which tells the kernel something about the size as well.
+func testResizeUnderLoad(t *testing.T, b Backend) {
+	im := b.NewImage(t, 8*mib, 512)
+	d := attach(t, b, im)
+	f := open(t, d, unix.O_DIRECT)
+	ctx, stop := context.WithCancel(t.Context())
+	var writers sync.WaitGroup
+	for i := range int64(8) {
+		writers.Go(func() {
+			for p := aligned(4096); ctx.Err() == nil; {
+				if _, err := f.WriteAt(p, i*mib); err != nil {
+					t.Errorf("write while the device grows: %v", err)
+					return
+				}
+			}
+		})
+	}
+	defer writers.Wait()
+	defer stop()
+	for size := int64(9 * mib); size <= 40*mib; size += mib {
+		if err := im.Grow(size); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Resize(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := blockIoctl(t, f, unix.BLKGETSIZE64); got != size {
+			t.Fatalf("size %d, want %d", got, size)
+		}
 	}
 }

@@ -28,13 +28,7 @@ func Commands() []helper.Command {
 	return []helper.Command{
 		{Name: cmdAttach, Run: childAttach},
 		{Name: cmdDetach, Run: childDetach},
-		{Name: cmdResize, Run: func(c *helper.Child) error {
-			n, tag, err := numberAndTag(c.Args)
-			if err != nil {
-				return err
-			}
-			return loopdev.SetCapacity(n, tag)
-		}},
+		{Name: cmdResize, Run: func(c *helper.Child) error { return childResize(c.Args) }},
 		{Name: cmdAlive, Run: func(c *helper.Child) error {
 			n, tag, err := numberAndTag(c.Args)
 			if err != nil {
@@ -50,6 +44,22 @@ func Commands() []helper.Command {
 			return loopdev.Stay(n, tag)
 		}},
 	}
+}
+
+// childResize gets a device, its tag and the size it is to have.
+func childResize(args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("want a device, a tag and a size, got %q", args)
+	}
+	n, tag, err := numberAndTag(args[:2])
+	if err != nil {
+		return err
+	}
+	want, err := strconv.ParseInt(args[2], 10, 64)
+	if err != nil {
+		return err
+	}
+	return loopdev.SetCapacity(n, tag, want)
 }
 
 func numberAndTag(args []string) (int, string, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -275,7 +276,7 @@ func (d *Device) Resize(ctx context.Context) error {
 		return wrap(err)
 	}
 	want := d.image.Size()
-	if _, err := d.a.child(ctx, d.tag, attachDeadline, cmdResize, d.path, d.tag); err != nil {
+	if _, err := d.a.child(ctx, d.tag, attachDeadline, cmdResize, d.path, d.tag, strconv.FormatInt(want, 10)); err != nil {
 		return wrap(err)
 	}
 	if got := loopdev.Size(n); got < want {
