@@ -78,6 +78,17 @@ fuzz: ## each fuzz target for FUZZTIME (20s)
 sanity: deps build ## csi-sanity against the real plugin process, filesystem and block
 	$(GO) run ./tools/testrun $(TESTRUN_FLAGS) 'csi-sanity: -count=1 -timeout 20m ./test/sanity/...'
 
+VM        := $(BIN)/vm
+VM_KERNEL ?= $(CURDIR)/../shared/vm-harness/uml612.xz
+
+.PHONY: vm
+vm: build ## the driver on real NFS and SMB mounts whose servers fail, in a User Mode Linux; VM_KERNEL=uml.xz VM_FLAGS='-run TestFence'
+	@hack/deps.sh vm
+	CGO_ENABLED=0 $(GO) build -o $(VM)/vm ./test/vm
+	for p in ./test/vm/guest ./pkg/pool ./pkg/blockdev/fuseloop; do CGO_ENABLED=0 $(GO) test -c -o $(VM)/$$(basename $$p).test $$p; done
+	cp $(BIN)/vhdx-csi $(VM)/
+	@$(AS_ROOT) $(VM)/vm -kernel=$(VM_KERNEL) $(VM_FLAGS)
+
 .PHONY: bench
 bench: build ## speed against qemu-storage-daemon and a raw loop device; BENCH_FLAGS
 	@hack/deps.sh bench

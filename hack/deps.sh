@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the OS packages that building, testing and the demo need.
 # Quick and silent when all of them are there. `deps.sh bench` adds what
-# `make bench` compares with, `deps.sh cluster` what a Kubernetes node needs.
+# `make bench` compares with, `deps.sh cluster` what a Kubernetes node needs,
+# `deps.sh vm` what makes a virtual machine.
 set -euo pipefail
 
 packages=(
@@ -22,6 +23,9 @@ cluster)
 		iproute2 iptables openssl                   # the node's network, its keys
 		busybox-static mmdebstrap                   # images
 	)
+	;;
+vm)
+	packages+=(mmdebstrap xz-utils) # its root filesystem, and what its kernel is packed by
 	;;
 esac
 

@@ -1,0 +1,76 @@
+package guest
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/csi-vhdx/csi-driver-vhdx/test/plugin"
+)
+
+// TestServerAway takes the NFS server away under a writing pod, and with it
+// the client's locks, which it takes back when the server is there again.
+func TestServerAway(t *testing.T) {
+	b := export(t, newBacking(t, "ext4", 1<<30))
+	p := start(t, "node-1", b.mount(t, nfsOptions))
+	v := volume(t, p, "away", 512*mib, plugin.Filesystem("ext4"))
+	w := startWriter(t, v)
+	w.goesOn(t, 5)
+	sh(t, nfsdDown)
+	w.stands(t)
+	shootWorker(t, p)
+	w.stands(t)
+	sh(t, nfsdUp)
+	w.goesOn(t, 5)
+	must(t, p.Await(t.Context()))
+	w.end(t)
+	verify(t, v, w.synced.Load())
+	gone(t, v)
+}
+
+// A full share is a pause: nothing fails, and all goes on when there is space.
+func TestShareFull(t *testing.T) {
+	for _, c := range []struct{ what, fs, limit string }{
+		{"ENOSPC", "ext4", ""},
+		// This kernel has quotas of btrfs only.
+		{"EDQUOT", "btrfs", "btrfs quota enable DIR; btrfs qgroup limit 192M DIR"},
+	} {
+		t.Run(c.what, func(t *testing.T) { shareFull(t, c.fs, c.limit) })
+	}
+}
+
+func shareFull(t *testing.T, fs, limit string) {
+	t.Helper()
+	size := int64(192 * mib)
+	if limit != "" {
+		size = 1 << 30
+	}
+	b := newBacking(t, fs, size)
+	if limit != "" {
+		sh(t, "%s", strings.ReplaceAll(limit, "DIR", b.dir))
+	}
+	// What is in the way, and taken out of it on the server.
+	sh(t, "dd if=/dev/urandom of=%s/ballast bs=1M count=110 conv=fsync", b.dir)
+	share := export(t, b).mount(t, nfsOptions)
+	p := start(t, "node-1", share, "--metrics-address="+metricsAddress)
+	v := volume(t, p, "full", 512*mib, plugin.Filesystem("ext4"))
+	w := startWriter(t, v)
+	w.goesOn(t, 5)
+	filled := make(chan error, 1)
+	go func() {
+		_, err := shell(t.Context(), fmt.Sprintf("dd if=/dev/zero of=%s/more bs=1M count=120 conv=fsync", v.Target))
+		filled <- err
+	}()
+	paused(t)
+	killWorker(t, p)
+	paused(t)
+	sh(t, "rm %s/ballast; sync", b.dir)
+	must(t, <-filled)
+	w.goesOn(t, 5)
+	w.end(t)
+	verify(t, v, w.synced.Load())
+	must(t, v.Down(t.Context()), v.Up(t.Context()))
+	verify(t, v, w.synced.Load())
+	sh(t, "cmp -n 125829120 /dev/zero %s/more", v.Target)
+	gone(t, v)
+}
