@@ -261,7 +261,7 @@ func SetCapacity(n int, tag string, want int64) error {
 		if err := unix.IoctlSetInt(fd, unix.LOOP_SET_CAPACITY, 0); err != nil {
 			return fmt.Errorf("set capacity of %s: %w", Path(n), err)
 		}
-		// FUSE drops the answer if a write has ended between question and answer.
+		// FUSE drops the answer that a write's end overtakes.
 		if Size(n) >= want || time.Now().After(until) {
 			return nil
 		}

@@ -256,7 +256,7 @@ func testResizeUnderLoad(t *testing.T, b Backend) {
 	}
 	defer writers.Wait()
 	defer stop()
-	for size := int64(9 * mib); size <= 40*mib; size += mib {
+	for size := int64(9 * mib); size <= 40*mib; size += 4 * mib {
 		if err := im.Grow(size); err != nil {
 			t.Fatal(err)
 		}

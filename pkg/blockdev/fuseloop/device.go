@@ -264,6 +264,27 @@ func (d *Device) setDetaching(on bool) {
 	d.mu.Unlock()
 }
 
+// quiet lets so few requests begin that hardly one ends while a child asks.
+var quiet = blockdev.Limits{IOPS: 10}
+
+// askQuietly has the kernel ask for the file's attributes while next to nothing
+// is written: it drops an answer that a write's end overtakes. On Linux before
+// 6.16 the device's size hangs on it.
+func (d *Device) askQuietly(ctx context.Context) error {
+	d.mu.Lock()
+	srv := d.srv
+	d.mu.Unlock()
+	if srv != nil {
+		was := srv.s.limits.Swap(&quiet)
+		defer func() {
+			srv.s.limits.CompareAndSwap(&quiet, was) // they may have been changed meanwhile
+			srv.waker.Wake()
+		}()
+	}
+	_, err := d.a.child(ctx, d.tag, attachDeadline, cmdAlive, d.path, d.tag)
+	return err
+}
+
 // Resize makes the device as large as the image.
 func (d *Device) Resize(ctx context.Context) error {
 	wrap := func(err error) error { return fmt.Errorf("resize %s of volume %s: %w", d.path, d.id, err) }
@@ -276,6 +297,9 @@ func (d *Device) Resize(ctx context.Context) error {
 		return wrap(err)
 	}
 	want := d.image.Size()
+	if err := d.askQuietly(ctx); err != nil {
+		return wrap(err)
+	}
 	if _, err := d.a.child(ctx, d.tag, attachDeadline, cmdResize, d.path, d.tag, strconv.FormatInt(want, 10)); err != nil {
 		return wrap(err)
 	}
