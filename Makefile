@@ -85,7 +85,7 @@ VM_KERNEL ?= $(CURDIR)/../shared/vm-harness/uml612.xz
 vm: build ## the driver on real NFS and SMB mounts whose servers fail, in a User Mode Linux; VM_KERNEL=uml.xz VM_FLAGS='-run TestFence'
 	@hack/deps.sh vm
 	CGO_ENABLED=0 $(GO) build -o $(VM)/vm ./test/vm
-	for p in ./test/vm/guest ./pkg/pool ./pkg/blockdev/fuseloop; do CGO_ENABLED=0 $(GO) test -c -o $(VM)/$$(basename $$p).test $$p; done
+	for p in ./test/vm/guest ./pkg/blockdev/fuseloop; do CGO_ENABLED=0 $(GO) test -c -o $(VM)/$$(basename $$p).test $$p; done
 	cp $(BIN)/vhdx-csi $(VM)/
 	@$(AS_ROOT) $(VM)/vm -kernel=$(VM_KERNEL) $(VM_FLAGS)
 

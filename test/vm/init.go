@@ -29,7 +29,7 @@ func initGuest() {
 }
 
 // tests run for this long at most, of which the host waits a little more.
-const testLimit = "18m"
+const testLimit = "28m"
 
 func runGuest() (int, error) {
 	if err := prepareGuest(); err != nil {

@@ -3,7 +3,7 @@
 //
 // It boots a User Mode Linux kernel as an ordinary process, with a root
 // filesystem of Debian packages. In there, file servers and their clients are
-// set up, and the test binaries of test/vm/guest and pkg/pool run against them.
+// set up, and the tests of test/vm/guest run against them.
 // The machine needs no NFS, no KVM and no network for it once the root
 // filesystem is made.
 package main
@@ -45,7 +45,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", filepath.Dir(self), "`directory` of the binaries, and of the root filesystem once made")
 	flag.StringVar(&o.memory, "memory", "800M", "of the virtual machine, in /dev/shm")
 	flag.StringVar(&o.run, "run", "", "only tests of test/vm/guest that match this `regexp`")
-	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "when a virtual machine that has not ended is killed")
+	flag.DurationVar(&o.limit, "limit", 30*time.Minute, "when a virtual machine that has not ended is killed")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()

@@ -1,7 +1,11 @@
 package guest
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -57,10 +61,8 @@ func shareFull(t *testing.T, fs, limit string) {
 	w := startWriter(t, v)
 	w.goesOn(t, 5)
 	filled := make(chan error, 1)
-	go func() {
-		_, err := shell(t.Context(), fmt.Sprintf("dd if=/dev/zero of=%s/more bs=1M count=120 conv=fsync", v.Target))
-		filled <- err
-	}()
+	more := filepath.Join(v.Target, "more")
+	go func() { filled <- fill(more) }()
 	paused(t)
 	killWorker(t, p)
 	paused(t)
@@ -71,6 +73,43 @@ func shareFull(t *testing.T, fs, limit string) {
 	verify(t, v, w.synced.Load())
 	must(t, v.Down(t.Context()), v.Up(t.Context()))
 	verify(t, v, w.synced.Load())
-	sh(t, "cmp -n 125829120 /dev/zero %s/more", v.Target)
+	must(t, compare(more))
 	gone(t, v)
+}
+
+// fillChunks are more than a share of shareFull has room for.
+const fillChunks = 120 * mib / chunk
+
+// fill writes a file that makes the share full, and syncs it.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for n := range int64(fillChunks) {
+		if _, err := f.Write(content(n)); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// compare reads it back.
+func compare(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	p := make([]byte, chunk)
+	for n := range int64(fillChunks) {
+		if _, err := io.ReadFull(f, p); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, content(n)) {
+			return fmt.Errorf("WRONG BYTES: chunk %d of %s", n, path)
+		}
+	}
+	return nil
 }

@@ -8,15 +8,6 @@ import (
 	"time"
 )
 
-// TestPool runs the tests of pkg/pool with all of their pools on NFS.
-func TestPool(t *testing.T) {
-	b := export(t, newBacking(t, "ext4", 2<<30))
-	share := b.mount(t, nfsOptions)
-	sh(t, "mount --bind %s /dev/shm", share) // where most of them are
-	atEnd(t, "umount /dev/shm")
-	testsOf(t, share, "pool.test", "Attach|Capacity|Delete|Group|Import|List|Look|Modify|Resize|Snapshot|Volume|Peers|Watch")
-}
-
 // TestGrowthUnderLoad runs what the kernel of most machines that test hides:
 // from Linux 6.16 on loop itself asks for its file's size.
 func TestGrowthUnderLoad(t *testing.T) {

@@ -35,12 +35,6 @@ func (b *backing) mountSMB(t *testing.T, options string) string {
 	return dir
 }
 
-// TestSMB is the life of volumes on a real SMB mount.
-func TestSMB(t *testing.T) {
-	b := newBacking(t, "ext4", 1<<30)
-	life(t, b.mountSMB(t, smbOptions))
-}
-
 // TestRefuseSMB mounts a share with options that can lose data.
 func TestRefuseSMB(t *testing.T) {
 	b := newBacking(t, "ext4", 256*mib)
