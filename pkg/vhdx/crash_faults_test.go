@@ -311,3 +311,48 @@ func TestFullShare(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A share that is full, or a quota, may refuse even to take away what a killed
+// server had grown the file by: nothing is written then, and the next write
+// tries again.
+func TestFullShareAtTheStart(t *testing.T) {
+	file := vhdxtest.NewFile("full.vhdx")
+	if _, err := vhdx.CreateOn(file, vhdx.CreateOptions{Size: 64 * mib, BlockSize: mib}); err != nil {
+		t.Fatal(err)
+	}
+	im, err := vhdx.Open(file, vhdx.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := []byte("written when there is room again")
+	if _, err := im.WriteAt(data, mib); err != nil {
+		t.Fatal(err)
+	}
+	must(t, im.Flush())
+	killed := file.Snapshot().Killed()
+	size, err := killed.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, killed.Truncate(size+32*mib))
+	if im, err = vhdx.Open(killed, vhdx.OpenOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	killed.Inject(vhdxtest.Fault{Kind: vhdxtest.Truncate, N: 1, Err: syscall.EDQUOT, Stay: true})
+	for range 3 {
+		if _, err := im.WriteAt(data, 0); !errors.Is(err, syscall.EDQUOT) || errors.Is(err, vhdx.ErrPoisoned) {
+			t.Fatalf("a write beyond the quota: %v", err)
+		}
+		must(t, im.Flush())
+	}
+	killed.ClearFaults()
+	for off := range int64(8) {
+		if _, err := im.WriteAt(data, off*mib); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, im.Close())
+	if _, err := vhdxtest.ReadLayout(killed.Clone()); err != nil {
+		t.Fatal(err)
+	}
+}

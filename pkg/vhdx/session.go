@@ -42,11 +42,11 @@ func (im *Image) beginLocked(data bool) error {
 		}
 		start = func() error { return im.startSession(data) }
 	}
-	if err := start(); err != nil {
-		if im.Poisoned() == nil {
-			return im.poisonWith(err) // half-way: the headers in memory may be ahead of the file
-		}
+	switch err := start(); {
+	case errors.Is(err, errNoRoom) || err != nil && im.Poisoned() != nil:
 		return err
+	case err != nil:
+		return im.poisonWith(err) // half-way: the headers in memory may be ahead of the file
 	}
 	im.logging = true
 	if data {
@@ -80,12 +80,18 @@ func (im *Image) reserveMetadata() error {
 	return nil
 }
 
+// errNoRoom: the file was refused another size, and is as it was. The next write
+// begins the session anew.
+var errNoRoom = errors.New("no room to begin writing")
+
 // startSession leaves DataWriteGuid alone if no data will change.
 func (im *Image) startSession(data bool) error {
 	if err := im.renewFileWriteGUID(); err != nil {
 		return err
 	}
-	if err := im.scrub(); err != nil {
+	if err := im.scrub(); isFull(err) {
+		return fmt.Errorf("%w: %w", errNoRoom, err)
+	} else if err != nil {
 		return err
 	}
 	deathpoint.Reach(deathpoint.SpaceScrubbed)
@@ -160,22 +166,22 @@ func (im *Image) scrub() error {
 		s.end = roundUp(max(s.next, im.fileEnd), ondisk.MiB)
 		return im.f.Truncate(s.end)
 	}
-	s.end = s.next
-	unreferenced := im.unreferenced
-	im.unreferenced = nil
+	end := s.next
 	if im.metadata.params.LeaveBlocksAllocated {
-		// It keeps its size; what QEMU left unmapped in it is used as it stands.
-		s.end = max(s.next, roundUp(im.fileEnd, ondisk.MiB))
-		if s.end > s.next {
-			unreferenced = append(unreferenced, extent{s.next, s.end - s.next})
-			s.next = s.end
-		}
+		end = max(end, roundUp(im.fileEnd, ondisk.MiB)) // it keeps its size
 	}
-	if im.fileEnd != s.end {
-		if err := im.f.Truncate(s.end); err != nil {
+	if im.fileEnd != end {
+		if err := im.f.Truncate(end); err != nil {
 			return err
 		}
 	}
+	unreferenced := im.unreferenced
+	im.unreferenced = nil
+	if end > s.next {
+		// What QEMU left unmapped in it is used as it stands.
+		unreferenced = append(unreferenced, extent{s.next, end - s.next})
+	}
+	s.next, s.end = end, end
 	for _, e := range unreferenced {
 		if im.makeZero(e) == nil { // otherwise not proven zero: never handed out
 			s.release(e)
