@@ -83,7 +83,7 @@ func shootWorker(t *testing.T, p *plugin.Process) (pid int) {
 	return pid
 }
 
-// metricsAddress is where a plugin of shareFull says what is wrong.
+// metricsAddress is where a plugin of TestShareFull says what is wrong.
 const metricsAddress = "127.0.0.1:9809"
 
 // paused waits until the plugin says that a volume waits for space.
