@@ -328,19 +328,8 @@ func (f *family) see(a act, result string) bool {
 // lineageModel judges each family for itself.
 var lineageModel = func() porcupine.Model {
 	m := porcupine.NondeterministicModel{
-		Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-			byFamily := map[int][]porcupine.Operation{}
-			for _, o := range history {
-				n := o.Input.(act).Family
-				byFamily[n] = append(byFamily[n], o)
-			}
-			var parts [][]porcupine.Operation
-			for _, p := range byFamily {
-				parts = append(parts, p)
-			}
-			return parts
-		},
-		Init: func() []any { return []any{family{}} },
+		Partition: partition(func(o porcupine.Operation) int { return o.Input.(act).Family }),
+		Init:      func() []any { return []any{family{}} },
 		Step: func(state, input, output any) (all []any) {
 			for _, f := range state.(family).step(input.(act), output.(string)) {
 				all = append(all, f)

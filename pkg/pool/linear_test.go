@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -62,21 +63,21 @@ func stepModel(state, input, output any) (bool, any) {
 	return (result == "yes") == (s.id == c.ID), s
 }
 
-var volumeModel = porcupine.Model{
-	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
-		byName := map[string][]porcupine.Operation{}
+// partition has the operations of each key judged for themselves.
+func partition[K comparable](key func(porcupine.Operation) K) func([]porcupine.Operation) [][]porcupine.Operation {
+	return func(history []porcupine.Operation) [][]porcupine.Operation {
+		of := map[K][]porcupine.Operation{}
 		for _, o := range history {
-			n := o.Input.(call).Name
-			byName[n] = append(byName[n], o)
+			of[key(o)] = append(of[key(o)], o)
 		}
-		var parts [][]porcupine.Operation
-		for _, p := range byName {
-			parts = append(parts, p)
-		}
-		return parts
-	},
-	Init: func() any { return exists{} },
-	Step: stepModel,
+		return slices.Collect(maps.Values(of))
+	}
+}
+
+var volumeModel = porcupine.Model{
+	Partition: partition(func(o porcupine.Operation) string { return o.Input.(call).Name }),
+	Init:      func() any { return exists{} },
+	Step:      stepModel,
 	DescribeOperation: func(in, out any) string {
 		c := in.(call)
 		return fmt.Sprintf("%s %s %d %s -> %s", c.Kind, c.Name, c.Size, c.ID, out)
